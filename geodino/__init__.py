@@ -1,0 +1,59 @@
+"""Canopy height from satellite and aerial imagery with the DINOv3 models.
+
+    scene  = geodino.open_scene("catalog.json", aoi="area.geojson")   # xarray.Dataset: image, valid; lazy
+    model  = geodino.load_model("nano")                               # a catalog name, hub id or local folder
+    canopy = geodino.predict(scene, model)                            # xarray.Dataset: height, spread; lazy
+    geodino.write_cog(canopy.height, "canopy_height.tif")
+    record = geodino.run("canopy", aoi="area.geojson", out="out/")    # what the command line calls
+
+These names are what users may rely on; the rest may change. Each is imported when it is first used, so that
+`import geodino` costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from geodino.aoi import read_aoi
+    from geodino.models import load_model
+    from geodino.outputs.cog import write_cog
+    from geodino.pipeline import run
+    from geodino.shipped import sample_aoi, sample_catalog
+    from geodino.xarrays import open_scene, predict
+
+__version__ = version("geodino")
+
+_HOMES = {
+    "load_model": "geodino.models",
+    "open_scene": "geodino.xarrays",
+    "predict": "geodino.xarrays",
+    "read_aoi": "geodino.aoi",
+    "run": "geodino.pipeline",
+    "sample_aoi": "geodino.shipped",
+    "sample_catalog": "geodino.shipped",
+    "write_cog": "geodino.outputs.cog",
+}
+
+__all__ = [
+    "load_model",
+    "open_scene",
+    "predict",
+    "read_aoi",
+    "run",
+    "sample_aoi",
+    "sample_catalog",
+    "write_cog",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module geodino has no attribute {name}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
