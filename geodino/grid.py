@@ -128,9 +128,7 @@ def utm_crs(lon: float, lat: float) -> CRS:
     """The WGS84 UTM zone (or UPS beyond 84 N and 80 S) of a point in degrees."""
     if not -80 <= lat <= 84:
         return CRS("EPSG:32661" if lat > 0 else "EPSG:32761")
-    found = query_utm_crs_info(
-        datum_name="WGS 84", area_of_interest=AreaOfInterest(lon, lat, lon, lat), contains=False
-    )
+    found = query_utm_crs_info(datum_name="WGS 84", area_of_interest=AreaOfInterest(lon, lat, lon, lat), contains=False)
     return CRS(f"EPSG:{min(found, key=lambda info: info.code).code}")
 
 

@@ -68,6 +68,4 @@ def _named(folder: Path, name: str, suffix: str, what: str) -> Path:
     path = folder / f"{name}{suffix}"
     if Path(name).name == name and path.is_file():
         return path
-    raise ConfigError(
-        f"no {what} named {name}" + nearest(name, sorted(p.stem for p in folder.glob(f"*{suffix}")))
-    )
+    raise ConfigError(f"no {what} named {name}" + nearest(name, sorted(p.stem for p in folder.glob(f"*{suffix}"))))

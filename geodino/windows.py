@@ -61,9 +61,7 @@ class Tiling:
         if self.overlap < PATCH or self.overlap % PATCH:
             raise ConfigError(f"overlap {self.overlap} px must be a positive multiple of {PATCH}")
         if self.overlap > self.size // 2:
-            raise ConfigError(
-                f"overlap {self.overlap} px must be at most half of the window size {self.size} px"
-            )
+            raise ConfigError(f"overlap {self.overlap} px must be at most half of the window size {self.size} px")
         if not 0 <= self.margin < self.overlap // 2:
             raise ConfigError(
                 f"margin {self.margin} px must be at least 0 and under half of the overlap {self.overlap} px"

@@ -40,12 +40,7 @@ def test_the_window_over_bounds_holds_them(window: Window, off: float, gsd: floa
     minx, miny, maxx, maxy = (value + off * gsd for value in grid.bounds(window))
     got = grid.bounds(grid.window_over((minx, miny, maxx, maxy)))
     slack = 2e-3 * gsd
-    assert (
-        got[0] <= minx + slack
-        and got[1] <= miny + slack
-        and got[2] >= maxx - slack
-        and got[3] >= maxy - slack
-    )
+    assert got[0] <= minx + slack and got[1] <= miny + slack and got[2] >= maxx - slack and got[3] >= maxy - slack
 
 
 @given(WINDOWS, WINDOWS)

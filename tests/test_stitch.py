@@ -15,9 +15,7 @@ from geodino.stitch import Prediction, Spill, blend_row, finish_row, stitch
 from geodino.windows import Place, Tiling
 
 TILINGS = st.sampled_from([Tiling(64, 32, 8), Tiling(96, 16, 0), Tiling(64, 16, 7), Tiling(128, 64, 16)])
-EXTENTS = st.builds(
-    Window, st.integers(-400, 400), st.integers(-400, 400), st.integers(1, 300), st.integers(1, 300)
-)
+EXTENTS = st.builds(Window, st.integers(-400, 400), st.integers(-400, 400), st.integers(1, 300), st.integers(1, 300))
 
 
 def picture(window: Window) -> npt.NDArray[np.float32]:
@@ -31,9 +29,7 @@ def predictions(tiling: Tiling, places: list[Place], noise: bool = False) -> Ite
     for place in places:
         values = picture(tiling.window(place))
         if noise:
-            values = values + np.random.default_rng(abs(hash(place))).normal(size=values.shape).astype(
-                np.float32
-            )
+            values = values + np.random.default_rng(abs(hash(place))).normal(size=values.shape).astype(np.float32)
         yield Prediction(place, values)
 
 
@@ -80,9 +76,7 @@ def test_a_larger_extent_never_changes_what_a_smaller_one_said(tiling: Tiling, a
 
 
 @given(TILINGS, EXTENTS, st.data())
-def test_windows_without_wanted_pixels_can_be_left_out(
-    tiling: Tiling, extent: Window, data: st.DataObject
-) -> None:
+def test_windows_without_wanted_pixels_can_be_left_out(tiling: Tiling, extent: Window, data: st.DataObject) -> None:
     places = list(tiling.places(extent))
     wanted = np.zeros(extent.shape, bool)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -99,20 +93,16 @@ def test_windows_without_wanted_pixels_can_be_left_out(
 
 
 @given(TILINGS, EXTENTS, st.randoms(use_true_random=False))
-def test_rows_computed_apart_and_in_any_order_give_the_same_bytes(
-    tiling: Tiling, extent: Window, order
-) -> None:  # type: ignore[no-untyped-def]
+def test_rows_computed_apart_and_in_any_order_give_the_same_bytes(tiling: Tiling, extent: Window, order) -> None:  # type: ignore[no-untyped-def]
     rows = list(tiling.rows(extent))
     cols = tiling.cols(extent)
     streamed = {
-        cell.place: cell.values
-        for cell in stitch(predictions(tiling, list(tiling.places(extent)), True), tiling)
+        cell.place: cell.values for cell in stitch(predictions(tiling, list(tiling.places(extent)), True), tiling)
     }
     shuffled = rows.copy()
     order.shuffle(shuffled)
     columns = {
-        row: list(blend_row(predictions(tiling, [Place(row, c) for c in cols], True), tiling))
-        for row in shuffled
+        row: list(blend_row(predictions(tiling, [Place(row, c) for c in cols], True), tiling)) for row in shuffled
     }
     spills: dict[int, Spill] = {
         row: {col.place.c: col.values[:, tiling.stride :] for col in done} for row, done in columns.items()

@@ -1,0 +1,248 @@
+"""One process computes a plan: chips are read ahead by a few threads while the model runs, and finished cells stream out.
+
+    places -> read_chips -> predict_chips -> stitch -> mask -> cells
+
+Every stage is a generator over the one before it, so nothing is held but the chips being read ahead, one batch, and
+one row's spill. Memory does not grow with the raster's height.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import distance_transform_edt
+
+from geodino.errors import ModelError
+from geodino.grid import Window
+from geodino.stitch import Cell, Prediction, stitch
+from geodino.windows import Place, Tiling
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+# Enough to hide the latency of remote reads, and no faster beyond: 8-16 threads read as many windows a second as 32.
+READER_THREADS = 8
+
+
+class Pixels(Protocol):
+    """What a source gives for a window: `image` (3, H, W) in 0-1, `valid` (H, W), `scene` (H, W), 0 where none."""
+
+    @property
+    def image(self) -> Floats: ...
+    @property
+    def valid(self) -> Bools: ...
+    @property
+    def scene(self) -> npt.NDArray[np.uint16]: ...
+
+
+class Source(Protocol):
+    """A lazy picture of the ground, read by window from many threads; a pixel's value never depends on the window."""
+
+    def read(self, window: Window) -> Pixels: ...
+
+
+class Predictor(Protocol):
+    """A model: (B, 3, size, size) float32 in 0-1 -> (B, K, size, size) float32."""
+
+    @property
+    def batch_size(self) -> int: ...
+    def predict(self, images: Floats) -> Floats: ...
+
+
+class Chip(NamedTuple):
+    """The pixels of one window, filled where there is no imagery, and which pixels of its cell are wanted."""
+
+    place: Place
+    image: Floats
+    wanted: Bools
+    scene: npt.NDArray[np.uint16]
+
+
+@dataclass
+class Tally:
+    """What a stream has done so far; the one thing here that changes while it runs.
+
+    Seconds are wall time of the computing thread, so read + forward + stitch + write add up to the whole; `read_s` is the time
+    spent waiting for chips, and `decode_s` the reader threads' own time, most of it behind the model's back.
+    """
+
+    windows_run: int = 0
+    windows_empty: int = 0
+    windows_filled: int = 0
+    pixels_written: int = 0
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    forward_s: float = 0.0
+    stitch_s: float = 0.0
+    write_s: float = 0.0
+    scene_pixels: Counter[int] = field(default_factory=Counter)
+
+
+def stream_cells(
+    places: Sequence[Place],
+    tiling: Tiling,
+    source: Source,
+    predictor: Predictor,
+    *,
+    wanted: Callable[[Window], Bools],
+    tally: Tally,
+    threads: int = READER_THREADS,
+) -> Iterator[Cell]:
+    """Compute the places, in lattice order, and yield their cells as they become final.
+
+    Parameters
+    ----------
+    places
+        In lattice order: row by row, west to east.
+    wanted
+        Which pixels of a window the AOI holds, (H, W).
+
+    Yields
+    ------
+    Cell
+        `values` (K, stride, stride) float32; NaN outside the AOI and where there is no valid imagery.
+    """
+    chips = read_chips(places, tiling, source, wanted=wanted, tally=tally, threads=threads)
+    waiting: deque[Chip] = deque()
+    predictions = predict_chips(chips, predictor, waiting, tally)
+    for place, values in _timed(stitch(predictions, tiling), tally):
+        chip = waiting.popleft()
+        assert chip.place == place, (chip.place, place)
+        values[:, ~chip.wanted] = np.nan
+        tally.pixels_written += int(np.count_nonzero(chip.wanted))
+        tally.scene_pixels.update(_counts(chip.scene[chip.wanted]))
+        yield Cell(place, values)
+
+
+def read_chips(
+    places: Sequence[Place],
+    tiling: Tiling,
+    source: Source,
+    *,
+    wanted: Callable[[Window], Bools],
+    tally: Tally,
+    threads: int = READER_THREADS,
+) -> Iterator[Chip]:
+    """Read windows ahead of their use and yield, in order, the chips that hold a wanted and valid pixel."""
+
+    def read(place: Place) -> tuple[Chip | None, bool, float]:
+        began = time.perf_counter()
+        chip, filled = _read_chip(place, tiling, source, wanted)
+        return chip, filled, time.perf_counter() - began
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="geodino-read")
+    pending: deque[Future[tuple[Chip | None, bool, float]]] = deque()
+    ahead = iter(places)
+    try:
+        for place in ahead:
+            pending.append(pool.submit(read, place))
+            if len(pending) >= 2 * threads:
+                break
+        while pending:
+            began = time.perf_counter()
+            chip, filled, decode_s = pending.popleft().result()
+            tally.read_s += time.perf_counter() - began
+            tally.decode_s += decode_s
+            for place in ahead:
+                pending.append(pool.submit(read, place))
+                break
+            if chip is None:
+                tally.windows_empty += 1
+            else:
+                tally.windows_filled += filled
+                yield chip
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def predict_chips(
+    chips: Iterable[Chip], predictor: Predictor, waiting: deque[Chip], tally: Tally
+) -> Iterator[Prediction]:
+    """Run the model on batches of chips; each chip is put on `waiting` when its prediction comes out.
+
+    A batch never crosses a lattice row: so what is computed together, down to the last bit, depends on the row alone and
+    not on who computes which rows.
+    """
+    for _, row in groupby(chips, key=lambda chip: chip.place.r):
+        for batch in _batches(row, predictor.batch_size):
+            began = time.perf_counter()
+            values = predictor.predict(np.stack([chip.image for chip in batch]))
+            tally.forward_s += time.perf_counter() - began
+            if not np.isfinite(values).all():
+                raise ModelError(f"the model gave NaN or infinity in the windows {[tuple(c.place) for c in batch]}")
+            tally.windows_run += len(batch)
+            for chip, value in zip(batch, values, strict=True):
+                waiting.append(chip)
+                yield Prediction(chip.place, value)
+
+
+def fill_by_reflection(image: Floats, valid: Bools) -> Floats:
+    """Fill what has no imagery by reflecting the valid pixels across their edge; these pixels are never valid.
+
+    Each invalid pixel p looks up its nearest valid pixel q and takes the pixel as far behind the edge as p lies before it,
+    2q - p, or q itself where that is not valid either. Along a straight edge this is plain reflection; it also
+    serves holes and ragged edges. `image` (3, H, W), `valid` (H, W) with at least one valid pixel.
+    """
+    nearest = distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    here = np.indices(valid.shape)
+    mirrored = 2 * nearest - here
+    limits = np.array(valid.shape)[:, None, None]
+    inside = ((mirrored >= 0) & (mirrored < limits)).all(axis=0)
+    mirrored = np.clip(mirrored, 0, limits - 1)
+    usable = inside & valid[mirrored[0], mirrored[1]]
+    rows, cols = np.where(usable, mirrored, nearest)
+    return image[:, rows, cols]
+
+
+def _read_chip(
+    place: Place, tiling: Tiling, source: Source, wanted: Callable[[Window], Bools]
+) -> tuple[Chip | None, bool]:
+    window = tiling.window(place)
+    of_support = tiling.support(place).slices_in(window)
+    inside = wanted(window)
+    if not inside[of_support].any():
+        return None, False
+    pixels = source.read(window)
+    inside &= pixels.valid
+    if not inside[of_support].any():
+        return None, False
+    filled = not bool(pixels.valid.all())
+    image = fill_by_reflection(pixels.image, pixels.valid) if filled else pixels.image
+    of_cell = tiling.cell(place).slices_in(window)
+    return Chip(place, image, inside[of_cell], pixels.scene[of_cell]), filled
+
+
+def _batches(chips: Iterable[Chip], size: int) -> Iterator[list[Chip]]:
+    batch: list[Chip] = []
+    for chip in chips:
+        batch.append(chip)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _timed(cells: Iterator[Cell], tally: Tally) -> Iterator[Cell]:
+    """Count the time in the stitcher: that of its `next`, less what the stages before it took meanwhile."""
+    while True:
+        began = time.perf_counter()
+        before = tally.read_s + tally.forward_s
+        cell = next(cells, None)
+        tally.stitch_s += time.perf_counter() - began - (tally.read_s + tally.forward_s - before)
+        if cell is None:
+            return
+        yield cell
+
+
+def _counts(values: npt.NDArray[np.uint16]) -> dict[int, int]:
+    scenes, counts = np.unique(values, return_counts=True)
+    return dict(zip(scenes.tolist(), counts.tolist(), strict=True))

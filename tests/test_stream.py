@@ -1,0 +1,164 @@
+"""The stream of a run: every window once, nothing empty read, pixels the same whatever AOI was drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geodino.errors import ModelError, ReadError
+from geodino.grid import Window
+from geodino.stream import Tally, fill_by_reflection, stream_cells
+from geodino.windows import Tiling
+
+TILING = Tiling(64, 32, 8)
+
+
+@dataclass(frozen=True)
+class Seen:
+    image: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+    scene: npt.NDArray[np.uint16]
+
+
+@dataclass
+class Field:
+    """An endless made field of imagery with a hole, which counts its reads."""
+
+    hole: Window = Window(0, 0, 0, 0)
+    reads: Counter[Window] = field(default_factory=Counter)
+
+    def read(self, window: Window) -> Seen:
+        self.reads[window] += 1
+        rows = np.arange(window.row, window.row_stop, dtype=np.float32)[:, None]
+        cols = np.arange(window.col, window.col_stop, dtype=np.float32)[None, :]
+        plane = 0.5 + 0.25 * np.sin(rows / 11) + 0.25 * np.cos(cols / 7)
+        valid = np.ones(window.shape, bool)
+        shared = self.hole.intersection(window)
+        if not shared.empty:
+            valid[shared.slices_in(window)] = False
+        image = np.where(valid, np.stack([plane] * 3), 0).astype(np.float32)
+        return Seen(image, valid, valid.astype(np.uint16))
+
+
+@dataclass
+class Brightness:
+    """A model whose height is the window's own brightness and the window's mean: what it sees shifts what it says."""
+
+    batch_size: int = 3
+    windows: int = 0
+
+    def predict(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        self.windows += len(images)
+        mean = images.mean(axis=(1, 2, 3), keepdims=True)
+        return np.concatenate([images[:, :1] * 30 + mean, images[:, :1]], axis=1)
+
+
+def compute(extent: Window, source: Field, *, aoi: Window | None = None, batch: int = 3, threads: int = 4):  # type: ignore[no-untyped-def]
+    def wanted(window: Window) -> npt.NDArray[np.bool_]:
+        mask = np.zeros(window.shape, bool)
+        shared = (aoi or extent).intersection(window)
+        if not shared.empty:
+            mask[shared.slices_in(window)] = True
+        return mask
+
+    out, tally = np.full((2, *extent.shape), np.nan, np.float32), Tally()
+    places = list(TILING.places(extent))
+    for place, values in stream_cells(
+        places, TILING, source, Brightness(batch), wanted=wanted, tally=tally, threads=threads
+    ):
+        cell = TILING.cell(place)
+        shared = cell.intersection(extent)
+        if not shared.empty:
+            out[(slice(None), *shared.slices_in(extent))] = values[(slice(None), *shared.slices_in(cell))]
+    return out, tally
+
+
+EXTENTS = st.builds(Window, st.integers(-200, 200), st.integers(-200, 200), st.integers(1, 150), st.integers(1, 150))
+
+
+@settings(max_examples=25)
+@given(EXTENTS, EXTENTS, st.integers(1, 5), st.integers(1, 6))
+def test_a_pixel_says_the_same_whatever_aoi_batch_or_threads(a: Window, b: Window, batch: int, threads: int) -> None:
+    whole = a.union(b)
+    small, _ = compute(a, Field())
+    large, _ = compute(whole, Field(), batch=batch, threads=threads)
+    np.testing.assert_allclose(large[(slice(None), *a.slices_in(whole))], small, atol=1e-5)
+    assert np.isfinite(small).all()
+
+
+def test_every_window_is_read_once_and_computed_once() -> None:
+    source = Field()
+    _, tally = compute(Window(10, 20, 200, 170), source)
+    places = list(TILING.places(Window(10, 20, 200, 170)))
+    assert source.reads == Counter({TILING.window(place): 1 for place in places})
+    assert tally.windows_run == len(places)
+    assert tally.pixels_written == 200 * 170
+    assert tally.scene_pixels == {1: 200 * 170}
+
+
+def test_windows_outside_the_aoi_are_never_read_and_empty_ones_never_run() -> None:
+    aoi = Window(0, 0, 40, 40)
+    source = Field()
+    out, tally = compute(Window(0, 0, 300, 300), source, aoi=aoi)
+    assert all(not window.intersection(aoi).empty for window in source.reads)
+    assert tally.windows_run == len(source.reads) < len(list(TILING.places(Window(0, 0, 300, 300))))
+    assert np.isfinite(out[:, :40, :40]).all() and np.isnan(out[:, 40:]).all() and np.isnan(out[:, :, 40:]).all()
+
+    everywhere_empty = Field(hole=Window(-500, -500, 2000, 2000))
+    out, tally = compute(Window(0, 0, 100, 100), everywhere_empty)
+    assert tally.windows_run == 0 and tally.windows_empty == len(list(TILING.places(Window(0, 0, 100, 100))))
+    assert np.isnan(out).all()
+
+
+def test_nodata_in_is_nodata_out_and_its_filling_never_shows() -> None:
+    hole = Window(40, 40, 30, 500)
+    out, tally = compute(Window(0, 0, 120, 120), Field(hole))
+    expected = np.ones((120, 120), bool)
+    expected[40:70, 40:] = False
+    np.testing.assert_array_equal(np.isfinite(out[0]), expected)
+    assert tally.windows_filled > 0
+
+
+def test_a_straight_edge_is_filled_by_plain_reflection() -> None:
+    image = np.random.default_rng(1).random((3, 20, 24)).astype(np.float32)
+    valid = np.zeros((20, 24), bool)
+    valid[:, 9:] = True
+    filled = fill_by_reflection(np.where(valid, image, 0), valid)
+    np.testing.assert_array_equal(filled[:, :, :9], image[:, :, 18:9:-1])
+    np.testing.assert_array_equal(filled[:, valid], image[:, valid])
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_filling_uses_valid_pixels_only(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    valid = rng.random((24, 31)) > 0.6
+    valid[rng.integers(24), rng.integers(31)] = True
+    image = np.where(valid, rng.random((3, 24, 31)) + 1, 0).astype(np.float32)
+    assert (fill_by_reflection(image, valid) >= 1).all()
+
+
+def test_a_model_that_gives_nan_is_refused_with_the_windows() -> None:
+    class Broken(Brightness):
+        def predict(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            return np.full((len(images), 2, 64, 64), np.nan, np.float32)
+
+    places = list(TILING.places(Window(0, 0, 20, 20)))
+    cells = stream_cells(places, TILING, Field(), Broken(), wanted=lambda w: np.ones(w.shape, bool), tally=Tally())
+    with pytest.raises(ModelError, match=r"NaN or infinity in the windows \[\(-1, -1\)"):
+        list(cells)
+
+
+def test_a_read_error_stops_the_stream_and_its_threads() -> None:
+    class Torn(Field):
+        def read(self, window: Window) -> Seen:
+            raise ReadError("scene x cannot be read")
+
+    places = list(TILING.places(Window(0, 0, 500, 500)))
+    with pytest.raises(ReadError, match="scene x cannot be read"):
+        list(stream_cells(places, TILING, Torn(), Brightness(), wanted=lambda w: np.ones(w.shape, bool), tally=Tally()))
