@@ -2,8 +2,9 @@
 
 Predictions arrive row by row of the lattice. Within a row each support hands its eastern ramp on to its
 neighbour (`blend_row`); what hangs below the cells, the row's spill, waits for the next row (`finish_row`). Both
-additions are of exactly two numbers in a fixed order, own plus western and then plus northern, so the result does not depend
-on who computed which row, or when. Only one row's spill is kept: memory grows with the width, never with the height.
+additions are of exactly two numbers in a fixed order, own plus western and then plus northern, so the result does
+not depend on who computed which row, or when. Only one row's spill is kept: memory grows with the width, never with
+the height.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One process computes a plan: chips are read ahead by a few threads while the model runs, and finished cells stream out.
+"""Computes a plan in this process: a few threads read chips ahead, the model runs, finished cells stream out.
 
     places -> read_chips -> predict_chips -> stitch -> mask -> cells
 
@@ -70,8 +70,8 @@ class Chip(NamedTuple):
 class Tally:
     """What a stream has done so far; the one thing here that changes while it runs.
 
-    Seconds are wall time of the computing thread, so read + forward + stitch + write add up to the whole; `read_s` is the time
-    spent waiting for chips, and `decode_s` the reader threads' own time, most of it behind the model's back.
+    Seconds are wall time of the computing thread, so read + forward + stitch + write add up to the whole; `read_s` is
+    the time spent waiting for chips, and `decode_s` the reader threads' own time, most of it behind the model's back.
     """
 
     windows_run: int = 0
@@ -168,8 +168,8 @@ def predict_chips(
 ) -> Iterator[Prediction]:
     """Run the model on batches of chips; each chip is put on `waiting` when its prediction comes out.
 
-    A batch never crosses a lattice row: so what is computed together, down to the last bit, depends on the row alone and
-    not on who computes which rows.
+    A batch never crosses a lattice row: so what is computed together, down to the last bit, depends on the row alone
+    and not on who computes which rows.
     """
     for _, row in groupby(chips, key=lambda chip: chip.place.r):
         for batch in _batches(row, predictor.batch_size):
@@ -187,9 +187,9 @@ def predict_chips(
 def fill_by_reflection(image: Floats, valid: Bools) -> Floats:
     """Fill what has no imagery by reflecting the valid pixels across their edge; these pixels are never valid.
 
-    Each invalid pixel p looks up its nearest valid pixel q and takes the pixel as far behind the edge as p lies before it,
-    2q - p, or q itself where that is not valid either. Along a straight edge this is plain reflection; it also
-    serves holes and ragged edges. `image` (3, H, W), `valid` (H, W) with at least one valid pixel.
+    Each invalid pixel p looks up its nearest valid pixel q and takes the pixel as far behind the edge as p lies
+    before it, 2q - p, or q itself where that is not valid either. Along a straight edge this is plain reflection; it
+    also serves holes and ragged edges. `image` (3, H, W), `valid` (H, W) with at least one valid pixel.
     """
     nearest = distance_transform_edt(~valid, return_distances=False, return_indices=True)
     here = np.indices(valid.shape)

@@ -17,6 +17,7 @@ from geodino.stream import Tally, fill_by_reflection, stream_cells
 from geodino.windows import Tiling
 
 TILING = Tiling(64, 32, 8)
+NOWHERE = Window(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Seen:
 class Field:
     """An endless made field of imagery with a hole, which counts its reads."""
 
-    hole: Window = Window(0, 0, 0, 0)
+    hole: Window = NOWHERE
     reads: Counter[Window] = field(default_factory=Counter)
 
     def read(self, window: Window) -> Seen:

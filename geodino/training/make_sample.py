@@ -27,8 +27,8 @@ from geodino.shipped import sample_folder
 
 NAIP_BANDS = ("red", "green", "blue", "nir")
 URBAN_TREES = (
-    "J. Ventura et al. (2024), urban-tree-detection-data, https://github.com/jonathanventura/urban-tree-detection-data, "
-    "CC BY 4.0; imagery: USDA NAIP"
+    "J. Ventura et al. (2024), urban-tree-detection-data, CC BY 4.0, "
+    "https://github.com/jonathanventura/urban-tree-detection-data; imagery: USDA NAIP"
 )
 AUTZEN = "Autzen Stadium lidar and photo: Watershed Sciences Inc. via PDAL/data, CC BY 4.0"
 
