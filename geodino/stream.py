@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 
-from geodino.errors import ModelError
 from geodino.grid import Window
 from geodino.stitch import Cell, Prediction, stitch
 from geodino.windows import Place, Tiling
@@ -52,8 +51,6 @@ class Source(Protocol):
 class Predictor(Protocol):
     """A model: (B, 3, size, size) float32 in 0-1 -> (B, K, size, size) float32."""
 
-    @property
-    def batch_size(self) -> int: ...
     def predict(self, images: Floats) -> Floats: ...
 
 
@@ -94,6 +91,7 @@ def stream_cells(
     *,
     wanted: Callable[[Window], Bools],
     tally: Tally,
+    batch_size: int = 1,
     threads: int = READER_THREADS,
 ) -> Iterator[Cell]:
     """Compute the places, in lattice order, and yield their cells as they become final.
@@ -112,7 +110,7 @@ def stream_cells(
     """
     chips = read_chips(places, tiling, source, wanted=wanted, tally=tally, threads=threads)
     waiting: deque[Chip] = deque()
-    predictions = predict_chips(chips, predictor, waiting, tally)
+    predictions = predict_chips(chips, predictor, waiting, tally, batch_size=batch_size)
     for place, values in _timed(stitch(predictions, tiling), tally):
         chip = waiting.popleft()
         assert chip.place == place, (chip.place, place)
@@ -164,7 +162,7 @@ def read_chips(
 
 
 def predict_chips(
-    chips: Iterable[Chip], predictor: Predictor, waiting: deque[Chip], tally: Tally
+    chips: Iterable[Chip], predictor: Predictor, waiting: deque[Chip], tally: Tally, *, batch_size: int
 ) -> Iterator[Prediction]:
     """Run the model on batches of chips; each chip is put on `waiting` when its prediction comes out.
 
@@ -172,12 +170,10 @@ def predict_chips(
     and not on who computes which rows.
     """
     for _, row in groupby(chips, key=lambda chip: chip.place.r):
-        for batch in _batches(row, predictor.batch_size):
+        for batch in _batches(row, batch_size):
             began = time.perf_counter()
             values = predictor.predict(np.stack([chip.image for chip in batch]))
             tally.forward_s += time.perf_counter() - began
-            if not np.isfinite(values).all():
-                raise ModelError(f"the model gave NaN or infinity in the windows {[tuple(c.place) for c in batch]}")
             tally.windows_run += len(batch)
             for chip, value in zip(batch, values, strict=True):
                 waiting.append(chip)
