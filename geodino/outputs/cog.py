@@ -1,0 +1,299 @@
+"""Cloud-optimised GeoTIFFs: a staged raster becomes one COG a band, read back before it gets its name.
+
+GDAL does not always say that a disk is full and does not notice a damaged block, so the pixels of every COG are
+compared with those of the stage first. In memory nodata is NaN, in files -9999; it is never 0, which is bare ground.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import rasterio.shutil
+import xarray as xr
+from odc.geo.geobox import GeoBox
+from rasterio.io import DatasetReader
+from rasterio.windows import Window as RasterioWindow
+from rio_cogeo.cogeo import cog_validate
+
+from geodino.errors import OutputError
+from geodino.grid import Window
+from geodino.outputs.folder import require_free, scratch_file, whole_file
+from geodino.outputs.stage import GDAL_ERRORS, NODATA, StagedRaster, open_geotiff, rasterio_crs
+
+BLOCK = 512
+MIN_BLOCK = 128  # the least that GDAL's COG driver takes
+
+# DEFLATE and not ZSTD: 4 % larger, but ArcGIS, Earth Engine and old QGIS builds read it.
+COG_OPTIONS: Mapping[str, str | int] = {
+    "COMPRESS": "DEFLATE",
+    "LEVEL": 6,
+    "PREDICTOR": "FLOATING_POINT",
+    "OVERVIEW_RESAMPLING": "AVERAGE",
+    "BIGTIFF": "IF_SAFER",
+    "NUM_THREADS": "ALL_CPUS",
+}
+
+
+@dataclass(frozen=True)
+class CogProfile:
+    """What a COG says about itself.
+
+    Attributes
+    ----------
+    description
+        The band's name, such as "canopy_height".
+    unit
+        Unit of the values, such as "m".
+    tags
+        The file's tags, such as GEODINO_MODEL, TIFFTAG_SOFTWARE, TIFFTAG_DATETIME ("YYYY:MM:DD HH:MM:SS").
+    """
+
+    description: str
+    unit: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Census:
+    """What a band holds: counts, moments and a checksum of all pixels in one fixed order.
+
+    Attributes
+    ----------
+    pixels, valid
+        All pixels, and those that are not nodata.
+    minimum, maximum, mean, stddev
+        Of the valid pixels; NaN where there is none.
+    crc32
+        Of the values in strips of 512 rows: two files with the same one hold the same pixels.
+    """
+
+    pixels: int
+    valid: int
+    minimum: float
+    maximum: float
+    mean: float
+    stddev: float
+    crc32: int
+
+    @property
+    def valid_percent(self) -> float:
+        return 100 * self.valid / self.pixels
+
+
+@dataclass(frozen=True)
+class CogReceipt:
+    """A finished COG: where it lies, what its bytes are, what its pixels hold."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    census: Census
+
+
+def stage_to_cog(stage: StagedRaster, name: str, target: Path, *, clip: Window, profile: CogProfile) -> CogReceipt:
+    """Turn one band of a closed stage into a COG, read it back, and only then give it its name.
+
+    Parameters
+    ----------
+    stage
+        Closed. Never read whole: memory stays within GDAL's block cache.
+    name
+        Which band.
+    target
+        Replaced atomically where it exists.
+    clip
+        The part to keep, on the stage's grid, inside its extent.
+
+    Raises
+    ------
+    OutputError
+        Too little disk, a failed write, an invalid COG, or pixels that are not the stage's.
+    """
+    band = stage.names.index(name) + 1
+    rows, cols = clip.slices_in(stage.extent)
+    # The COG, and GDAL's temporary overviews beside it, compress about as well as the stage: twice that is safe.
+    require_free(target.parent, 2 * math.ceil(stage.path.stat().st_size / len(stage.names) * 4 / 3))
+    try:
+        with open_geotiff(stage.path) as staged:
+            meant = take_census(staged, band, RasterioWindow(cols.start, rows.start, clip.width, clip.height))
+        with whole_file(target) as part:
+            description = _virtual_raster(stage, band, clip, profile, meant)
+            block, overviews = pyramid(*clip.shape)
+            levels = (
+                {"OVERVIEWS": "IGNORE_EXISTING", "OVERVIEW_COUNT": overviews} if overviews else {"OVERVIEWS": "NONE"}
+            )
+            with rasterio.open(description) as virtual:
+                rasterio.shutil.copy(virtual, part, driver="COG", BLOCKSIZE=block, **levels, **COG_OPTIONS)
+            _check(part, meant)
+            sha256, size_bytes = file_sha256(part), part.stat().st_size
+    except GDAL_ERRORS as error:
+        raise OutputError(f"cannot write {target}: {error}: is the disk full?") from error
+    return CogReceipt(target, sha256, size_bytes, meant)
+
+
+def write_cog(array: xr.DataArray, path: Path | str) -> CogReceipt:
+    """Write a georeferenced array as a COG, one row of chunks at a time.
+
+    Parameters
+    ----------
+    array
+        Two dimensions (y, x), numbers, with a GeoBox (`array.odc.geobox`); lazy or not. Values are metres: they are
+        kept to 1/8 m, and NaN becomes nodata. `array.name` names the band, `attrs["units"]` its unit; the other
+        plain attributes become tags, `model` as GEODINO_MODEL.
+    path
+        Replaced atomically where it exists.
+
+    Raises
+    ------
+    OutputError
+        The array has no GeoBox, or the file cannot be written.
+    """
+    target = Path(path)
+    geobox = array.odc.geobox
+    if array.ndim != 2 or not isinstance(geobox, GeoBox) or geobox.crs is None:
+        raise OutputError(f"array {array.dims} must have two dimensions with coordinates and a CRS")
+    height, width = array.shape
+    extent = Window(0, 0, math.ceil(height / BLOCK) * BLOCK, math.ceil(width / BLOCK) * BLOCK)
+    name = str(array.name or "canopy_height")
+    plain = {key: value for key, value in array.attrs.items() if isinstance(value, str | int | float)}
+    unit = str(plain.pop("units", "m"))
+    tags = {f"GEODINO_{key.upper()}": str(value) for key, value in plain.items()}
+    with scratch_file(target) as part:
+        stage = StagedRaster(part, GeoBox(extent.shape, geobox.affine, geobox.crs), extent, block=BLOCK, names=[name])
+        for row, strip in enumerate(_strips(array, extent.width)):
+            for col in range(0, extent.width, BLOCK):
+                stage.write(Window(row * BLOCK, col, BLOCK, BLOCK), strip[None, :, col : col + BLOCK])
+        stage.close()
+        return stage_to_cog(stage, name, target, clip=Window(0, 0, height, width), profile=CogProfile(name, unit, tags))
+
+
+def pyramid(height: int, width: int) -> tuple[int, int]:
+    """Side of the blocks, pixels, and number of overviews for a raster of this size.
+
+    Blocks of 512 px, and overviews until one fits into a block, as GDAL would choose. But a level that is no wider
+    than a block and taller than 512 px looks like strips to rasterio (`is_tiled`), and `rio cogeo validate` refuses
+    the file. So a raster that is itself so narrow gets smaller blocks, and the overviews stop before they get there.
+    """
+    block = BLOCK
+    if width <= BLOCK < height:
+        block = max(MIN_BLOCK, (width - 1) // 64 * 64)
+    overviews = 0
+    while max(height, width) > block:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+        if width <= block and height > BLOCK:
+            break
+        overviews += 1
+    return block, overviews
+
+
+def take_census(dataset: DatasetReader, band: int, window: RasterioWindow) -> Census:
+    """Read a band's window in strips of 512 rows and say what it holds."""
+    valid, crc32, total, squares = 0, 0, 0.0, 0.0
+    minimum, maximum = math.inf, -math.inf
+    for row in range(0, window.height, BLOCK):
+        height = min(BLOCK, window.height - row)
+        values = dataset.read(band, window=RasterioWindow(window.col_off, window.row_off + row, window.width, height))
+        crc32 = zlib.crc32(values, crc32)
+        heights = values[values != NODATA].astype(np.float64)
+        if heights.size:
+            valid += heights.size
+            total, squares = total + heights.sum(), squares + np.square(heights).sum()
+            minimum, maximum = min(minimum, heights.min()), max(maximum, heights.max())
+    pixels = window.height * window.width
+    if not valid:
+        return Census(pixels, 0, math.nan, math.nan, math.nan, math.nan, crc32)
+    mean = total / valid
+    # Heights of tens of metres in multiples of 1/8: their squares are exact in float64, so this does not cancel.
+    stddev = math.sqrt(max(squares / valid - mean * mean, 0.0))
+    return Census(pixels, valid, float(minimum), float(maximum), float(mean), stddev, crc32)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _strips(array: xr.DataArray, width: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Strips of 512 rows, padded with NaN to `width` and to the last strip's end; each chunk is computed once."""
+    y_axis = array.dims[0]
+    pending = np.empty((0, width), np.float32)
+    start = 0
+    for rows in array.chunks[0] if array.chunks else _even_rows(array.shape[0]):
+        chunk = array.isel({y_axis: slice(start, start + rows)}).to_numpy().astype(np.float32, copy=False)
+        start += rows
+        chunk = np.pad(chunk, ((0, 0), (0, width - chunk.shape[1])), constant_values=np.nan)
+        pending = np.concatenate([pending, chunk])
+        while len(pending) >= BLOCK:
+            yield pending[:BLOCK]
+            pending = pending[BLOCK:]
+    if len(pending):
+        yield np.pad(pending, ((0, BLOCK - len(pending)), (0, 0)), constant_values=np.nan)
+
+
+def _even_rows(height: int) -> list[int]:
+    return [min(BLOCK, height - row) for row in range(0, height, BLOCK)]
+
+
+def _virtual_raster(stage: StagedRaster, band: int, clip: Window, profile: CogProfile, census: Census) -> str:
+    """GDAL's description of the clipped band, with all that the COG is to say; it reads the stage block by block."""
+    rows, cols = clip.slices_in(stage.extent)
+    geobox = stage.geobox[rows, cols]
+    tags = {"AREA_OR_POINT": "Area", "GEODINO_QUANTUM": f"{stage.quantum:g}", **profile.tags}
+    size = f'xSize="{clip.width}" ySize="{clip.height}"'
+    return f"""<VRTDataset rasterXSize="{clip.width}" rasterYSize="{clip.height}">
+<SRS>{escape(rasterio_crs(geobox).to_wkt())}</SRS>
+<GeoTransform>{", ".join(repr(float(number)) for number in geobox.affine.to_gdal())}</GeoTransform>
+{_metadata(tags)}
+<VRTRasterBand dataType="Float32" band="1">
+<Description>{escape(profile.description)}</Description>
+<UnitType>{escape(profile.unit)}</UnitType>
+<NoDataValue>{NODATA:g}</NoDataValue>
+{_metadata(_statistics(census))}
+<SimpleSource>
+<SourceFilename relativeToVRT="0">{escape(str(stage.path.resolve()))}</SourceFilename>
+<SourceBand>{band}</SourceBand>
+<SrcRect xOff="{cols.start}" yOff="{rows.start}" {size}/>
+<DstRect xOff="0" yOff="0" {size}/>
+</SimpleSource>
+</VRTRasterBand>
+</VRTDataset>"""
+
+
+def _metadata(entries: Mapping[str, str]) -> str:
+    lines = (f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in entries.items())
+    return f"<Metadata>{''.join(lines)}</Metadata>"
+
+
+def _statistics(census: Census) -> dict[str, str]:
+    """GDAL's names; from our own pass, because STATISTICS=YES would read everything once more."""
+    if not census.valid:
+        return {}
+    return {
+        "STATISTICS_MINIMUM": f"{census.minimum:g}",
+        "STATISTICS_MAXIMUM": f"{census.maximum:g}",
+        "STATISTICS_MEAN": f"{census.mean:.6f}",
+        "STATISTICS_STDDEV": f"{census.stddev:.6f}",
+        "STATISTICS_VALID_PERCENT": f"{census.valid_percent:.4g}",
+    }
+
+
+def _check(part: Path, meant: Census) -> None:
+    _, problems, _ = cog_validate(part, quiet=True)
+    with open_geotiff(part) as cog:
+        found = take_census(cog, 1, RasterioWindow(0, 0, cog.width, cog.height))
+        if cog.width <= MIN_BLOCK:  # no block is narrower, see `pyramid`
+            problems = [problem for problem in problems if "is not tiled" not in problem]
+    if problems:
+        raise OutputError(f"GDAL wrote an invalid COG: {'; '.join(problems)}: is the disk full?")
+    if found.crc32 != meant.crc32 or found.pixels != meant.pixels:
+        raise OutputError(f"{part} does not hold the pixels that were written: is the disk full?")
