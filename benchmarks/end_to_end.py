@@ -1,0 +1,67 @@
+"""How much of the bare model's speed `geodino run canopy` keeps, end to end.
+
+    python benchmarks/end_to_end.py --model nano --pixels 3072
+    python benchmarks/end_to_end.py --model vit-l --pixels 1344
+
+Each pair of runs does the same windows in the same batches: once through `geodino.run` (AOI, plan, reading, model loading,
+stitching, COGs, preview, record) and once by the loaded model alone on chips in memory. The ratio of the
+two wall times is taken pair by pair, because machines drift; the median is the figure to quote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from made import bounds_aoi, vit_large, write_scene
+
+import geodino
+from geodino.plan import RunOptions, make_plan
+from geodino.settings import read_pipeline
+
+
+def main() -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["nano", "vit-l"], default="nano")
+    parser.add_argument("--pixels", type=int, default=3072, help="side of the square scene")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "geodino-benchmarks")
+    arguments = parser.parse_args()
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    side = arguments.pixels
+    scene = arguments.cache / f"scene_{side}.tif"
+    write_scene(scene, side, side)
+    name = "nano" if arguments.model == "nano" else str(vit_large(arguments.cache / "vit-l"))
+    options = RunOptions(sources=(str(scene),), model=name, overwrite=True)
+    model = geodino.load_model(name)
+    spec = read_pipeline("canopy")
+    aoi = bounds_aoi(side, side)
+    plan = make_plan(spec, aoi, options, gsd_m=0.6, tiling=model.tiling)
+    batch = model.batch_size(plan.tiling.size)
+    chips = np.random.default_rng(0).random((batch, 3, plan.tiling.size, plan.tiling.size), dtype=np.float32)
+    model.predict(chips)
+    print(f"{arguments.model}: {len(plan.places)} windows of {plan.tiling.size} px, {side} x {side} px, batch {batch}")
+    print(f"{'pair':>4} {'run s':>8} {'bare s':>8} {'kept':>6}  read/forward/stitch/write s")
+    ratios = []
+    for pair in range(arguments.pairs):
+        began = time.perf_counter()
+        record = geodino.run("canopy", aoi=aoi, out=arguments.cache / "out", options=options)
+        run_s = time.perf_counter() - began
+        began = time.perf_counter()
+        for start in range(0, len(plan.places), batch):
+            model.predict(chips[: min(batch, len(plan.places) - start)])
+        bare_s = time.perf_counter() - began
+        ratios.append(bare_s / run_s)
+        spent = record.timings
+        parts = f"{spent.read_s:.1f}/{spent.forward_s:.1f}/{spent.stitch_s:.1f}/{spent.write_s:.1f}"
+        print(f"{pair + 1:>4} {run_s:>8.1f} {bare_s:>8.1f} {ratios[-1]:>6.2f}  {parts}; beyond forward {run_s - spent.forward_s:.1f}")
+    print(f"median {statistics.median(ratios):.2f} of the bare model's speed")
+
+
+if __name__ == "__main__":
+    main()
