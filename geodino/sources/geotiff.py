@@ -1,0 +1,282 @@
+"""Describes raster files as scenes: reads the header, checks it, decides the radiometry once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from odc.geo.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.windows import Window as RasterWindow
+
+from geodino.errors import ReadError, SourceError
+from geodino.radiometry import Radiometry, Triple, as_triple, decide, profile, stretch
+from geodino.sources.bands import BandLabel, choose_rgb
+from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, open_raster, read_errors
+from geodino.sources.scene import Band, Facts, Scene, ground_gsd
+from geodino.sources.signing import signed
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+# Side of the thinned scene whose percentiles are taken: about a million pixels.
+STRETCH_SIDE = 1024
+# Real alpha is 0 or full almost everywhere; a fourth band that GDAL took for alpha, such as near infrared, is not.
+ALPHA_SIDE = 512
+ALPHA_GREY_SHARE = 0.1
+# A block is decoded whole, so a larger one is a trap or a mistake.
+MAX_BLOCK_PIXELS = 16_384 * 16_384
+
+_SPECTRAL_NAMES = frozenset({"nir", "nir08", "near infrared", "near-infrared", "infrared", "rededge", "swir16"})
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is known from elsewhere, such as a STAC Item; it goes before what the file says.
+
+    Attributes
+    ----------
+    id
+        The scene's name; the file's stem where None.
+    labels
+        Names of the file's bands in order, or nothing.
+    scale, offset, nodata
+        `raster:scale`, `raster:offset` and `nodata` of red, green and blue.
+    radiometry
+        A profile's name, or `auto`.
+    """
+
+    id: str | None = None
+    labels: tuple[frozenset[str], ...] = ()
+    scale: Triple | None = None
+    offset: Triple | None = None
+    nodata: float | None = None
+    radiometry: str = "auto"
+    sign: str | None = None
+    facts: Facts = field(default_factory=Facts)
+
+
+def describe(href: str, *, bands: Sequence[str] | None = None, hints: Hints | None = None) -> Scene:
+    """The scene in one file that holds all three bands.
+
+    Parameters
+    ----------
+    href
+        Path or URL.
+    bands
+        Names or 1-based numbers of red, green and blue, where the file cannot say it itself.
+
+    Raises
+    ------
+    SourceError
+        The raster cannot be used: too few bands, palette, no CRS, complex numbers.
+    ReadError
+        It cannot be reached or decoded.
+    """
+    hints = hints or Hints()
+    with _opened(href, hints) as raster:
+        numbers = choose_rgb(_labels(raster, hints), bands, href)
+        red, green, blue = (Band(href, number) for number in numbers)
+        return _scene(raster, (red, green, blue), hints)
+
+
+def describe_separate(bands: tuple[Band, Band, Band], hints: Hints) -> Scene:
+    """The scene whose red, green and blue lie in a file each, on the same pixels.
+
+    Raises
+    ------
+    SourceError
+        As `describe`, and where the three files differ in CRS, transform, shape, dtype or nodata.
+    """
+    with _opened(bands[0].href, hints) as raster:
+        scene = _scene(raster, bands, hints)
+    for band in bands[1:]:
+        with _opened(band.href, hints) as raster:
+            _check_header(raster, band.href)
+            ours = (scene.shape, scene.dtype, scene.crs)
+            theirs = (raster.shape, raster.dtypes[band.index - 1], CRS(raster.crs.to_wkt()))
+            same_nodata = str(_nodata(raster, band.index, hints)) == str(scene.nodata)
+            if ours != theirs or not raster.transform.almost_equals(scene.transform, 1e-6) or not same_nodata:
+                raise SourceError(f"{band.href} does not lie on the pixels of {bands[0].href}, or is of another kind")
+    return scene
+
+
+def expand_folder(folder: str) -> list[str]:
+    """The rasters directly in a local folder, by name. SourceError where there are none."""
+    found = sorted(str(path) for path in local_path(folder).iterdir() if path.suffix.lower() in RASTER_SUFFIXES)
+    if not found:
+        raise SourceError(f"folder {folder} holds no raster ({', '.join(RASTER_SUFFIXES)})")
+    return found
+
+
+def _opened(href: str, hints: Hints) -> rasterio.DatasetReader:
+    if not is_remote(href):
+        path = local_path(href)
+        if not path.is_file():
+            raise ReadError(f"{href}: no such file")
+        if not path.stat().st_size:
+            raise ReadError(f"{href} is empty (0 bytes); fetch it again")
+    return open_raster(signed(href, hints.sign))
+
+
+def _scene(raster: rasterio.DatasetReader, bands: tuple[Band, Band, Band], hints: Hints) -> Scene:
+    href, index = bands[0].href, bands[0].index
+    _check_header(raster, href)
+    crs = CRS(raster.crs.to_wkt())
+    facts = hints.facts
+    if facts.datetime is None and facts.start is None:
+        facts = replace(facts, datetime=_file_date(raster))
+    dtype = raster.dtypes[index - 1]
+    scene = Scene(
+        id=hints.id or PurePosixPath(urlsplit(href).path if is_remote(href) else local_path(href).name).stem,
+        bands=bands,
+        crs=crs,
+        transform=raster.transform,
+        shape=raster.shape,
+        gsd=ground_gsd(crs, raster.transform, raster.shape),
+        dtype=dtype,
+        radiometry=Radiometry((0.0,) * 3, (0.0,) * 3, "not decided"),
+        nodata=_nodata(raster, index, hints),
+        alpha=_alpha(raster, [band.index for band in bands], hints) if _together(bands) else None,
+        sign=hints.sign,
+        facts=facts,
+    )
+    return replace(scene, radiometry=_radiometry(raster, scene, hints))
+
+
+def _check_header(raster: rasterio.DatasetReader, href: str) -> None:
+    """Refuses, by name, what cannot be laid over the ground or is no picture."""
+    if raster.crs is None:
+        gcps, _ = raster.gcps
+        why = " (it has ground control points only)" if gcps else " (it has RPCs only)" if raster.rpcs else ""
+        raise SourceError(f"{href} has no CRS{why}; warp it, or set it: gdal_edit.py -a_srs EPSG:...")
+    if raster.transform.is_identity or not raster.transform.determinant:
+        raise SourceError(f"{href} has no geotransform; warp it with gdalwarp first")
+    for dtype in raster.dtypes:
+        if dtype not in DTYPES:
+            raise SourceError(f"{href} holds {dtype} numbers; one of {', '.join(DTYPES)} is needed")
+    for block in raster.block_shapes:
+        if math.prod(block) > MAX_BLOCK_PIXELS:
+            raise SourceError(f"{href} has blocks of {block[0]} x {block[1]} px; make a COG of it: rio cogeo create")
+
+
+def _labels(raster: rasterio.DatasetReader, hints: Hints) -> list[BandLabel]:
+    if hints.labels and len(hints.labels) != raster.count:
+        logger.warning(
+            "%s has %d bands, its Item names %d; the names are not used", raster.name, raster.count, len(hints.labels)
+        )
+    trusted = hints.labels if len(hints.labels) == raster.count else ()
+    labels = []
+    for place, (description, colour) in enumerate(zip(raster.descriptions, raster.colorinterp, strict=True)):
+        names = trusted[place] if trusted else frozenset({description.strip().lower()} if description else ())
+        labels.append(BandLabel(names, colour.name))
+    return labels
+
+
+def _nodata(raster: rasterio.DatasetReader, index: int, hints: Hints) -> float | None:
+    """The number that marks missing pixels: the file's, else the Item's; NaN for floats that name none."""
+    nodata = raster.nodatavals[index - 1]
+    if nodata is None:
+        nodata = hints.nodata
+    if nodata is None and raster.dtypes[index - 1].startswith("float"):
+        return math.nan
+    return None if nodata is None else float(nodata)
+
+
+def _together(bands: tuple[Band, Band, Band]) -> bool:
+    return len({band.href for band in bands}) == 1
+
+
+def _alpha(raster: rasterio.DatasetReader, picture: Sequence[int], hints: Hints) -> int | None:
+    """The band that says which pixels are valid, unless it is a spectral band that GDAL took for alpha.
+
+    GDAL writes any fourth 8-bit band as alpha unless told otherwise, so four-band aerial imagery often says so of its
+    near infrared. It is told by its name, or by having grey values where alpha is 0 or full.
+    """
+    found = [number for number, colour in enumerate(raster.colorinterp, 1) if colour == ColorInterp.alpha]
+    if not found or found[0] in picture:
+        return None
+    number = found[0]
+    if _labels(raster, hints)[number - 1].names & _SPECTRAL_NAMES:
+        return None
+    height, width = raster.shape
+    rows, cols = min(height, ALPHA_SIDE), min(width, ALPHA_SIDE)
+    window = RasterWindow((width - cols) // 2, (height - rows) // 2, cols, rows)
+    with read_errors(raster.name):
+        values = raster.read(number, window=window)
+    full = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+    # 8-bit alpha is often widened to 16 bits without scaling, so 255 counts as full too.
+    grey = float(np.mean((values != 0) & (values != full) & (values != 255)))
+    if grey > ALPHA_GREY_SHARE:
+        logger.warning(
+            "%s: band %d says alpha, but %.0f %% of it is neither 0 nor full; it is taken for a spectral band",
+            raster.name, number, 100 * grey,
+        )  # fmt: skip
+        return None
+    return number
+
+
+def _radiometry(raster: rasterio.DatasetReader, scene: Scene, hints: Hints) -> Radiometry:
+    """The scene's line: a profile, what the file and the Item say, or a stretch over the whole scene."""
+    if hints.radiometry != "auto":
+        return profile(hints.radiometry)
+    places = [band.index - 1 for band in scene.bands] if _together(scene.bands) else [scene.bands[0].index - 1] * 3
+    scale = hints.scale or as_triple([raster.scales[place] for place in places])
+    offset = hints.offset or as_triple([raster.offsets[place] for place in places])
+    line = decide(scene.dtype, scale, offset)
+    return line or stretch(*_thinned(scene))
+
+
+def _thinned(scene: Scene) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
+    """The whole scene thinned to about a million pixels (from overviews where it has them), and where it is valid."""
+    planes, masks = [], []
+    for band in scene.bands:
+        href = signed(band.href, scene.sign)
+        with open_raster(href) as raster, read_errors(band.href):
+            height, width = raster.shape
+            shrink = max(1.0, max(height, width) / STRETCH_SIDE)
+            shape = (max(1, round(height / shrink)), max(1, round(width / shrink)))
+            planes.append(raster.read(band.index, out_shape=shape))
+            masks.append(_thinned_mask(raster, band.index, scene.alpha, shape))
+    samples = np.stack(planes)
+    valid = np.logical_and.reduce(masks)
+    if scene.nodata is not None and not math.isnan(scene.nodata):
+        # After the cast to the file's type: -3.4e38 in the header is rounded otherwise than in a float32 pixel.
+        valid &= ~np.all(samples == np.asarray(scene.nodata).astype(samples.dtype), axis=0)
+    return samples, valid & np.isfinite(samples).all(axis=0)
+
+
+def _thinned_mask(
+    raster: rasterio.DatasetReader, index: int, alpha: int | None, shape: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    if alpha is not None:
+        return np.asarray(raster.read(alpha, out_shape=shape) > 0)
+    flags = raster.mask_flag_enums[index - 1]
+    if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+        return np.asarray(raster.read_masks(index, out_shape=shape) > 0)
+    return np.ones(shape, bool)
+
+
+def _file_date(raster: rasterio.DatasetReader) -> datetime | None:
+    """The acquisition date in a file's tags, UTC; None where no tag holds one.
+
+    ACQUISITIONDATE goes before TIFFTAG_DATETIME, which many programs set to when the file was written.
+    """
+    tags = raster.tags()
+    for name in ("ACQUISITIONDATE", "ACQUISITION_DATE", "TIFFTAG_DATETIME"):
+        found = re.match(r"(\d{4})[-:](\d\d)[-:](\d\d)(?:[T ](\d\d):(\d\d):(\d\d))?", tags.get(name, "").strip())
+        if found:
+            try:
+                return datetime.strptime(" ".join(found.groups(default="00")), "%Y %m %d %H %M %S").replace(tzinfo=UTC)
+            except ValueError:
+                logger.warning("%s: tag %s is no date: %s", raster.name, name, tags[name])
+    return None

@@ -1,0 +1,36 @@
+"""Hooks that sign an href just before it is opened, by the name that a source config gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from geodino.errors import ConfigError
+from geodino.shipped import nearest
+
+
+def _planetary_computer(href: str) -> str:
+    # Late, because the package reads settings files when imported and only this source needs it.
+    import planetary_computer
+
+    # Tokens last under an hour; the package keeps them and fetches a new one in time.
+    signed_href: str = planetary_computer.sign_url(href)
+    return signed_href
+
+
+SIGNERS: Mapping[str, Callable[[str], str]] = MappingProxyType({"planetary-computer": _planetary_computer})
+
+
+def signed(href: str, sign: str | None) -> str:
+    """The href to open: as it is where `sign` is None, else through the hook of that name.
+
+    Raises
+    ------
+    ConfigError
+        No hook of that name.
+    """
+    if sign is None:
+        return href
+    if sign not in SIGNERS:
+        raise ConfigError(f"no signing hook named {sign}" + nearest(sign, sorted(SIGNERS)))
+    return SIGNERS[sign](href)
