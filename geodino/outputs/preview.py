@@ -1,0 +1,188 @@
+"""The preview: the image beside its canopy height, to be looked at without a GIS.
+
+Sizes are in inches at 100 dots, so that a long thin AOI, a wide one and one of a few pixels all get a readable
+legend: panels take the shape of the AOI, everything else is laid out around them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import Transform
+
+DOTS_PER_INCH = 100
+LARGEST_WIDTH = 16.0
+MARGIN, GAP, HEADER_LINE, FOOTER = 0.4, 0.35, 0.24, 1.0
+NARROWEST_WIDTH = 7.6  # the legend needs as much
+
+# Sand to forest to night. Perceptually uniform: CIELAB lightness falls from 94 to 17, and 256 steps differ by 0.49 to
+# 0.74 (CIE76). Never grey, which is nodata.
+HEIGHT_COLOURS = LinearSegmentedColormap.from_list(
+    "forest", ["#f3eedd", "#dbd795", "#a9c35c", "#6aa84a", "#2f8a4b", "#0c6a4c", "#064a49", "#0a2a3a"]
+)
+NODATA_FACE, NODATA_HATCH = "#dedede", "#b4b4b4"
+INK, FAINT, ALARM = "#1c1c1c", "#5c5c5c", "#a8320a"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a preview shows.
+
+    Attributes
+    ----------
+    rgb
+        Shape (3, H, W), float32, 0..1: red, green, blue.
+    valid
+        Shape (H, W), bool: where the image has data.
+    height
+        Shape (H, W), float32, metres; NaN where there is none.
+    gsd_m
+        Metres a pixel of these arrays, after any decimation.
+    title
+        One line.
+    caption
+        Small lines below it: model, dates, source.
+    demonstration
+        Whether the model is one for demonstration; the picture then says so.
+    """
+
+    rgb: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+    height: npt.NDArray[np.float32]
+    gsd_m: float
+    title: str
+    caption: tuple[str, ...] = ()
+    demonstration: bool = False
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Inches: the two panels' size, whether they lie side by side, and the figure around them."""
+
+    panel_width: float
+    panel_height: float
+    side_by_side: bool
+    header: float
+
+    @property
+    def figure(self) -> tuple[float, float]:
+        across = 2 * self.panel_width + GAP if self.side_by_side else self.panel_width
+        down = self.panel_height if self.side_by_side else 2 * self.panel_height + GAP
+        return max(across, NARROWEST_WIDTH - 2 * MARGIN) + 2 * MARGIN, self.header + down + FOOTER
+
+    def panel(self, index: int) -> tuple[float, float, float, float]:
+        """Left, bottom, width, height of the first or second panel."""
+        middle = self.figure[0] / 2
+        left, bottom = middle - self.panel_width / 2, FOOTER
+        if self.side_by_side:
+            left = middle + GAP / 2 if index else middle - GAP / 2 - self.panel_width
+        elif not index:
+            bottom += self.panel_height + GAP
+        return left, bottom, self.panel_width, self.panel_height
+
+
+def render_preview(preview: Preview, path: Path) -> None:
+    """Draw the preview as a PNG of at most 1600 pixels across."""
+    lines = len(preview.caption) + preview.demonstration
+    layout = _lay_out(*preview.height.shape, header=1.0 + HEADER_LINE * lines)
+    width, height = layout.figure
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
+    top = top_of_scale(preview.height)
+    colours = ScalarMappable(Normalize(0, top), HEIGHT_COLOURS)
+    photo = np.dstack([np.moveaxis(np.nan_to_num(preview.rgb), 0, -1).clip(0, 1), preview.valid])
+    canopy = colours.to_rgba(np.nan_to_num(preview.height))
+    canopy[..., 3] = np.isfinite(preview.height)
+    for index, (label, picture) in enumerate([("image", photo), ("canopy height", canopy)]):
+        _draw_panel(_axes(figure, layout.panel(index)), label, picture)
+    _write_header(figure, preview)
+    _draw_legend(figure, colours, preview.gsd_m * preview.height.shape[1] / layout.panel_width)
+    # No software entry: the same run gives the same bytes.
+    figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def top_of_scale(height: npt.NDArray[np.float32]) -> float:
+    """The height at the end of the colour scale: the 99.5th percentile rounded up to 5 m, at least 5 m."""
+    known = height[np.isfinite(height)]
+    if not known.size:
+        return 5.0
+    return max(5.0, 5.0 * math.ceil(float(np.percentile(known, 99.5)) / 5.0))
+
+
+def round_length(longest: float) -> float:
+    """The longest of 1, 2, 5, 10, 20 ... that is not over `longest`, with its power of ten."""
+    power = 10.0 ** math.floor(math.log10(longest))
+    # The half is for 999.9999..., whose logarithm rounds up to 3.
+    return next(step * power for step in (5, 2, 1, 0.5) if step * power <= longest)
+
+
+def _lay_out(rows: int, cols: int, *, header: float) -> _Layout:
+    beside = min((LARGEST_WIDTH - 2 * MARGIN - GAP) / 2 / cols, 8.0 / rows)
+    stacked = min(12.0 / cols, 4.6 / rows)
+    inches = max(beside, stacked)
+    return _Layout(cols * inches, rows * inches, beside >= stacked, header)
+
+
+def _axes(figure: Figure, inches: tuple[float, float, float, float]) -> Axes:
+    width, height = figure.get_size_inches()
+    left, bottom, across, up = inches
+    return figure.add_axes((left / width, bottom / height, across / width, up / height))
+
+
+def _draw_panel(axes: Axes, label: str, picture: npt.NDArray[np.float64]) -> None:
+    axes.add_patch(_nodata_sign(0, 0, 1, 1, axes.transAxes))
+    enlarged = axes.get_window_extent().width > picture.shape[1]
+    axes.imshow(picture, interpolation="nearest" if enlarged else "antialiased", aspect="auto", zorder=2)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(label, loc="left", fontsize=10, color=INK, pad=4)
+    for spine in axes.spines.values():
+        spine.set(color=FAINT, linewidth=0.6)
+
+
+def _write_header(figure: Figure, preview: Preview) -> None:
+    width, height = figure.get_size_inches()
+    lines = [(line, FAINT, "normal") for line in preview.caption]
+    if preview.demonstration:
+        lines.append(("demonstration model: shows how geodino works, not for decisions", ALARM, "bold"))
+    figure.text(MARGIN / width, 1 - 0.28 / height, preview.title, fontsize=15, weight="bold", color=INK, va="top")
+    for index, (line, colour, weight) in enumerate(lines):
+        y = 1 - (0.64 + HEADER_LINE * index) / height
+        figure.text(MARGIN / width, y, line, fontsize=9.5, color=colour, weight=weight, va="top")
+
+
+def _draw_legend(figure: Figure, colours: ScalarMappable, metres_per_inch: float) -> None:
+    """From the left: the height scale, the sign for nodata, the scale bar, north."""
+    width, _ = figure.get_size_inches()
+    bar = figure.colorbar(colours, cax=_axes(figure, (MARGIN, 0.5, 2.9, 0.16)), orientation="horizontal", extend="max")
+    bar.set_label("canopy height (m)", fontsize=9, color=INK, labelpad=2)
+    bar.ax.tick_params(labelsize=8.5, colors=INK, length=3)
+    bar.outline.set_linewidth(0.5)
+    canvas = _axes(figure, (0, 0, width, FOOTER))
+    canvas.set(xlim=(0, width), ylim=(0, FOOTER))
+    canvas.set_axis_off()
+    canvas.add_patch(_nodata_sign(3.62, 0.5, 0.28, 0.16, canvas.transData))
+    canvas.text(3.98, 0.58, "no data", fontsize=9, color=INK, va="center")
+    length_m = round_length(1.7 * metres_per_inch)
+    inches = length_m / metres_per_inch
+    right = width - MARGIN - 0.5
+    canvas.plot([right - inches] * 2 + [right] * 2, [0.64, 0.54, 0.54, 0.64], color=INK, lw=1.4)
+    label = f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m"
+    canvas.text(right - inches / 2, 0.47, label, fontsize=9, color=INK, ha="center", va="top")
+    north = {"arrowstyle": "-|>", "color": INK, "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
+    canvas.annotate("", xy=(width - MARGIN - 0.1, 0.78), xytext=(width - MARGIN - 0.1, 0.46), arrowprops=north)
+    canvas.text(width - MARGIN - 0.1, 0.42, "N", fontsize=9, color=INK, ha="center", va="top")
+
+
+def _nodata_sign(left: float, bottom: float, width: float, height: float, frame: Transform) -> Rectangle:
+    sign = Rectangle((left, bottom), width, height, transform=frame, facecolor=NODATA_FACE, edgecolor=NODATA_HATCH)
+    sign.set(hatch="////", linewidth=0)
+    return sign

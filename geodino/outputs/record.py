@@ -1,0 +1,245 @@
+"""The record of a run, `run.json`: everything needed to run it again, and what became of it.
+
+Numbers carry their unit in their name. JSON has no NaN, so a figure that does not exist is null.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from geodino.errors import ConfigError
+from geodino.outputs.cog import Census
+
+# Raised by one when a field changes its meaning or is removed, not when one is added.
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class AOIRecord:
+    """What was asked for: where it came from, its geodesic area, and its union as a GeoJSON geometry in WGS84."""
+
+    origin: str
+    area_ha: float
+    repaired_area_m2: float
+    geometry: dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class GridRecord:
+    """The outputs' pixels: the window (row, col, height, width) of the lattice that hangs on the CRS's origin."""
+
+    crs: str
+    gsd_m: float
+    row: int
+    col: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class WindowsRecord:
+    """How the ground was cut, and what became of every window; each is named by its (row, column) on the lattice.
+
+    `outside_aoi` windows hang over the AOI's bounding box only, `without_imagery` have no valid pixel; neither was run.
+    """
+
+    size_px: int
+    overlap_px: int
+    margin_px: int
+    run: int
+    outside_aoi: tuple[tuple[int, int], ...] = ()
+    without_imagery: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def planned(self) -> int:
+        """All windows over the AOI's bounding box."""
+        return self.run + len(self.outside_aoi) + len(self.without_imagery)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """Which weights made the heights, from where, how they were run, and what they may be used for."""
+
+    name: str
+    reference: str
+    weights_sha256: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: str
+    device: str
+    licence: str
+    licence_url: str
+    demonstration: bool
+
+
+@dataclass(frozen=True)
+class TimingsRecord:
+    """Seconds; reading goes on beside the rest, so the parts may sum to more than the total."""
+
+    read_s: float
+    forward_s: float
+    stitch_s: float
+    write_s: float
+    total_s: float
+
+
+@dataclass(frozen=True)
+class StatisticsRecord:
+    """What a raster holds, in its own unit; null where no pixel is valid."""
+
+    valid_percent: float
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    stddev: float | None
+
+    @classmethod
+    def of(cls, census: Census) -> StatisticsRecord:
+        if not census.valid:
+            return cls(0.0, None, None, None, None)
+        return cls(census.valid_percent, census.minimum, census.maximum, census.mean, census.stddev)
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One output; `statistics` where it is a raster."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    statistics: StatisticsRecord | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A whole run.
+
+    Attributes
+    ----------
+    pipeline
+        The pipeline as it was run, with every default filled in.
+    options
+        What the user said beside it, by the names of the command line's options.
+    scenes
+        `Scene.summary()` of each scene in mosaic order, its radiometry included.
+    dropped_scenes
+        A sentence for each scene that was found and not used: which, and why.
+    computed_px
+        Pixels in the windows that were run; more than the outputs hold, because windows overlap.
+    peak_memory_mib
+        The most memory the process held; of the accelerator too where there is one.
+    libraries
+        Versions by name.
+    started, ended
+        UTC.
+    """
+
+    geodino: str
+    pipeline: dict[str, JsonValue]
+    options: dict[str, JsonValue]
+    aoi: AOIRecord
+    grid: GridRecord
+    windows: WindowsRecord
+    model: ModelRecord
+    scenes: tuple[dict[str, JsonValue], ...]
+    dropped_scenes: tuple[str, ...]
+    timings: TimingsRecord
+    computed_px: int
+    peak_memory_mib: dict[str, float]
+    outputs: tuple[FileRecord, ...]
+    libraries: dict[str, str]
+    started: datetime
+    ended: datetime
+    warnings: tuple[str, ...] = ()
+    record_version: int = RECORD_VERSION
+
+    def as_dict(self) -> dict[str, JsonValue]:
+        """The record as plain JSON values, in the order of the fields, with counts that a reader would miss."""
+        plain: dict[str, JsonValue] = _ADAPTER.dump_python(self, mode="json")
+        windows = plain["windows"]
+        assert isinstance(windows, dict)
+        windows["counts"] = {
+            "planned": self.windows.planned,
+            "run": self.windows.run,
+            "outside_aoi": len(self.windows.outside_aoi),
+            "without_imagery": len(self.windows.without_imagery),
+        }
+        total_s = self.timings.total_s
+        plain["computed_px_per_s"] = round(self.computed_px / total_s) if total_s > 0 else None
+        return plain
+
+    def as_text(self) -> str:
+        """The record in a few lines for a terminal."""
+        lines = [_file_line(file) for file in self.outputs]
+        windows, timings = self.windows, self.timings
+        skipped = len(windows.outside_aoi) + len(windows.without_imagery)
+        lines.append(f"{windows.run} windows run, {skipped} skipped; {len(self.scenes)} scenes used")
+        lines.append(
+            f"{timings.total_s:.1f} s: read {timings.read_s:.1f}, forward {timings.forward_s:.1f}, "
+            f"stitch {timings.stitch_s:.1f}, write {timings.write_s:.1f}"
+        )
+        if self.model.demonstration:
+            lines.append(f"{self.model.name} is a demonstration model: do not rely on these heights")
+        return "\n".join(lines)
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON.
+
+        Raises
+        ------
+        ValueError
+            A number is NaN or infinite.
+        OSError
+            The file cannot be written.
+        """
+        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        with path.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_record(path: Path | str) -> RunRecord:
+    """The record of an earlier run.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file, or it is not a record that this version understands.
+    """
+    try:
+        plain = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the record {path}: {error}") from error
+    version = plain.get("record_version") if isinstance(plain, dict) else None
+    if version != RECORD_VERSION:
+        raise ConfigError(
+            f"{path} is not a record of version {RECORD_VERSION} but of {version}: run it with that geodino"
+        )
+    try:
+        return _ADAPTER.validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path} is no record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _file_line(file: FileRecord) -> str:
+    size = f"{file.size_bytes / 1e6:.1f} MB"
+    statistics = file.statistics
+    if statistics is None:
+        return f"{file.name}  {size}"
+    if statistics.mean is None:
+        return f"{file.name}  {size}, no valid pixel"
+    return (
+        f"{file.name}  {size}, mean {statistics.mean:.1f} m, largest {statistics.maximum:.1f} m, "
+        f"{statistics.valid_percent:.0f} % valid"
+    )
+
+
+_ADAPTER = TypeAdapter(RunRecord)
