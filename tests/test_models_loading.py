@@ -1,0 +1,204 @@
+"""A folder is loaded whole or not at all, and what is wrong with it is named."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import canopy_network, convnext_config, randomise, save, vit_config
+from transformers import CHMv2ForDepthEstimation, DINOv3ConvNextModel, DINOv3ViTModel
+
+from geodino.errors import ModelError
+from geodino.models import load_backbone, load_model
+from geodino.models.catalog import row, rows
+from geodino.models.checkpoint import load_network, row_of_folder
+from geodino.models.files import sha256_of
+from geodino.windows import Tiling
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(canopy_network(), tmp_path_factory.mktemp("saved") / "tiny")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
+
+
+def change_weights(folder: Path, **changes: torch.Tensor | None) -> None:
+    weights = load_file(folder / "model.safetensors") | changes
+    save_file({k: v for k, v in weights.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
+
+
+@torch.no_grad()
+def test_a_folder_gives_the_numbers_of_the_plain_transformers_class(saved: Path) -> None:
+    model = load_model(saved, device="cpu", precision="fp32")
+    plain = CHMv2ForDepthEstimation.from_pretrained(saved)
+    images = np.random.default_rng(0).random((2, 3, 96, 96), dtype=np.float32)
+    mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (model.mean, model.std))
+    expected = plain.eval()(torch.from_numpy((images - mean) / std)).predicted_depth
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(model.predict(images)[:, 0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head.convs.1.weight": None}, r"head\.convs\.1\.weight missing"),
+        ({"head.extra": torch.zeros(2)}, r"head\.extra surplus"),
+        ({"head.convs.1.weight": torch.zeros(3)}, r"head\.convs\.1\.weight of another shape"),
+        ({"backbone.norm.weight": None, "more": torch.zeros(1)}, r"backbone\.norm\.weight missing; more surplus"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_architecture_are_named(
+    folder: Path, changes: dict[str, torch.Tensor | None], message: str
+) -> None:
+    change_weights(folder, **changes)
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
+def test_a_long_list_of_differences_is_cut_off(folder: Path) -> None:
+    change_weights(folder, **{f"extra.{i}": torch.zeros(1) for i in range(9)})
+    with pytest.raises(ModelError, match=r"extra\.4 and 4 more surplus$"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html><html>Log in</html>", "a web page, not the weights"),
+        (b"", "damaged or cut off"),
+    ],
+)
+def test_what_is_not_weights_is_recognised(folder: Path, content: bytes, message: str) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
+def test_half_a_download_is_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ModelError, match=r"model\.safetensors \([\d,]+ bytes\) is damaged or cut off"):
+        load_model(folder)
+
+
+def test_a_pickle_is_never_opened(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin, a pickle"):
+        load_model(folder)
+
+
+def test_a_missing_shard_is_named(saved: Path, tmp_path: Path) -> None:
+    network = load_network(saved)
+    network.save_pretrained(tmp_path, max_shard_size="60KB")
+    shutil.copy(saved / "preprocessor_config.json", tmp_path)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert load_model(tmp_path, device="cpu").weights_sha256 == sha256_of(shards)
+    shards[1].unlink()
+    with pytest.raises(ModelError, match=f"lacks {shards[1].name}"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", None, r"has no config\.json"),
+        ("config.json", "{", "is not JSON"),
+        ("config.json", "[]", "holds a list, not a JSON object"),
+        ("config.json", '{"model_type": "bert"}', "says model_type bert: geodino loads chmv2, dinov3_vit"),
+        ("config.json", '{"model_type": "chmv2", "min_depth": "low"}', "does not describe a model"),
+        ("preprocessor_config.json", None, r"has no preprocessor_config\.json"),
+        ("preprocessor_config.json", '{"image_mean": [0.4, 0.4]}', "image_mean .*must be three numbers"),
+    ],
+)
+def test_a_bad_description_is_refused(folder: Path, file: str, content: str | None, message: str) -> None:
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
+def test_mean_and_std_come_from_the_folder(folder: Path) -> None:
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+    model = load_model(folder, device="cpu")
+    assert (model.mean, model.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_windows_of_an_unknown_model_have_its_training_size(saved: Path) -> None:
+    assert row_of_folder(saved).tiling == Tiling(128, overlap=64, margin=16)
+
+
+@pytest.mark.parametrize("name", [known.name for known in rows() if known.shape is not None])
+def test_a_copy_of_a_published_model_keeps_its_facts(name: str, tmp_path: Path) -> None:
+    # geodino.models.official states the published configurations; a copy on disk is recognised by them.
+    from geodino.models.official import config_of
+
+    known = row(name)
+    config_of(known).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": list(known.mean), "image_std": list(known.std)})
+    )
+    copy = row_of_folder(tmp_path)
+    assert (copy.name, copy.licence, copy.tiling, copy.gsd_m, copy.official) == (
+        tmp_path.name,
+        known.licence,
+        known.tiling,
+        known.gsd_m,
+        known.official,
+    )
+
+
+@pytest.mark.parametrize(
+    ("network_class", "config"), [(DINOv3ViTModel, vit_config()), (DINOv3ConvNextModel, convnext_config())]
+)
+def test_a_backbone_is_no_canopy_model(network_class: type, config: object, tmp_path: Path) -> None:
+    folder = save(randomise(network_class(config)), tmp_path / "mine")
+    with pytest.raises(ModelError, match=r"mine is a backbone without a canopy head: train one .*`geodino train`"):
+        load_model(folder)
+    assert load_backbone(folder, device="cpu").row.name == "mine"
+
+
+def test_a_canopy_model_is_no_backbone(saved: Path) -> None:
+    with pytest.raises(ModelError, match="tiny is a canopy model"):
+        load_backbone(saved)
+
+
+def test_names_of_old_checkpoints_are_understood(tmp_path: Path) -> None:
+    # Repositories of August 2025 say `layer.0...`; transformers has said `model.layer.0...` since version 5.
+    network = randomise(DINOv3ViTModel(vit_config()))
+    folder = save(network, tmp_path / "old")
+    old = {name.removeprefix("model."): weight for name, weight in network.state_dict().items()}
+    save_file(old, folder / "model.safetensors", {"format": "pt"})
+    loaded = load_network(folder).state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in network.state_dict().items())
+
+
+def test_straight_to_bf16_makes_no_float32_weight(saved: Path) -> None:
+    assert {weight.dtype for weight in load_network(saved, bf16=True).parameters()} == {torch.bfloat16}
+
+
+def test_loading_is_silent(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_model(saved, device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("chm2", "no model named chm2; did you mean chmv2"),
+        ("no/such/folder", "no model named no/such/folder; known: chmv2, nano"),
+        ("gone.pth", r"no file gone\.pth"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_a_way_on(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(name)
