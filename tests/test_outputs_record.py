@@ -28,11 +28,25 @@ RECORD = RunRecord(
     geodino="0.1.0",
     pipeline={"name": "canopy", "size": 416},
     options={"sources": ["auto"], "model": None, "overwrite": False},
-    aoi=AOIRecord("area.geojson", 12.5, 0.0, {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}),
+    aoi=AOIRecord(
+        "area.geojson", 12.5, 0.0, (0, 0, 1, 1), {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}
+    ),
     grid=GridRecord("EPSG:32610", 0.6, -8_000_000, 820_000, 611, 1003),
-    windows=WindowsRecord(416, 64, 16, run=7, outside_aoi=((-12, 4), (-12, 5)), without_imagery=((-11, 4),)),
+    windows=WindowsRecord(416, 64, 16, run=7, filled=1, outside_aoi=2, without_imagery=((-11, 4),)),
     model=ModelRecord(
-        "nano", "nano", "ab" * 32, (0.4, 0.4, 0.3), (0.2, 0.2, 0.1), "fp32", "cpu", "Apache-2.0", "u", True
+        name="nano",
+        title="canopy height in small",
+        reference="nano",
+        href="https://example.org/nano",
+        parameters=4_000_000,
+        weights_sha256="ab" * 32,
+        mean=(0.42, 0.411, 0.296),
+        std=(0.213, 0.156, 0.143),
+        precision="fp32",
+        device="cpu",
+        licence="Apache-2.0",
+        licence_url="https://example.org/licence",
+        demonstration=True,
     ),
     scenes=({"id": "Müllerwald", "radiometry": {"gain": [1 / 255] * 3, "offset": [0.0] * 3, "note": "uint8"}},),
     dropped_scenes=("scene b: 90 % cloud",),

@@ -22,11 +22,15 @@ RECORD_VERSION = 1
 
 @dataclass(frozen=True)
 class AOIRecord:
-    """What was asked for: where it came from, its geodesic area, and its union as a GeoJSON geometry in WGS84."""
+    """What was asked for: where it came from, its geodesic area, and its union as a GeoJSON geometry in WGS84.
+
+    `bounds_lonlat` is (minx, miny, maxx, maxy) in degrees; minx > maxx over the antimeridian.
+    """
 
     origin: str
     area_ha: float
     repaired_area_m2: float
+    bounds_lonlat: tuple[float, float, float, float]
     geometry: dict[str, JsonValue]
 
 
@@ -44,30 +48,39 @@ class GridRecord:
 
 @dataclass(frozen=True)
 class WindowsRecord:
-    """How the ground was cut, and what became of every window; each is named by its (row, column) on the lattice.
+    """How the ground was cut, and what became of every window.
 
-    `outside_aoi` windows hang over the AOI's bounding box only, `without_imagery` have no valid pixel; neither was run.
+    `outside_aoi` counts windows that hang over the AOI's bounding box only; `without_imagery` names those over the AOI
+    that have no valid pixel, by (row, column) on the lattice. Neither was run. `filled` windows were run with pixels
+    missing, which were filled by reflection and are nodata in the outputs.
     """
 
     size_px: int
     overlap_px: int
     margin_px: int
     run: int
-    outside_aoi: tuple[tuple[int, int], ...] = ()
+    filled: int = 0
+    outside_aoi: int = 0
     without_imagery: tuple[tuple[int, int], ...] = ()
 
     @property
     def planned(self) -> int:
         """All windows over the AOI's bounding box."""
-        return self.run + len(self.outside_aoi) + len(self.without_imagery)
+        return self.run + self.outside_aoi + len(self.without_imagery)
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """Which weights made the heights, from where, how they were run, and what they may be used for."""
+    """Which weights made the heights, how they were run, and what they may be used for.
+
+    `reference` is what the user asked for (a name, a hub id, a folder), `href` where anybody finds the model.
+    """
 
     name: str
+    title: str
     reference: str
+    href: str
+    parameters: int
     weights_sha256: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -167,7 +180,7 @@ class RunRecord:
         windows["counts"] = {
             "planned": self.windows.planned,
             "run": self.windows.run,
-            "outside_aoi": len(self.windows.outside_aoi),
+            "outside_aoi": self.windows.outside_aoi,
             "without_imagery": len(self.windows.without_imagery),
         }
         total_s = self.timings.total_s
@@ -178,7 +191,7 @@ class RunRecord:
         """The record in a few lines for a terminal."""
         lines = [_file_line(file) for file in self.outputs]
         windows, timings = self.windows, self.timings
-        skipped = len(windows.outside_aoi) + len(windows.without_imagery)
+        skipped = windows.outside_aoi + len(windows.without_imagery)
         lines.append(f"{windows.run} windows run, {skipped} skipped; {len(self.scenes)} scenes used")
         lines.append(
             f"{timings.total_s:.1f} s: read {timings.read_s:.1f}, forward {timings.forward_s:.1f}, "
