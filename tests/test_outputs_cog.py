@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import resource
 import signal
 from pathlib import Path
 
+import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
@@ -276,6 +278,27 @@ def test_a_strip_narrower_than_any_block_is_written_all_the_same(tmp_path: Path)
     values = forest((700, 60))
     receipt = write_cog(lazy(values, values.shape, []), tmp_path / "height.tif")
     assert receipt.census.valid == np.sum(~np.isnan(values))
+
+
+def test_rows_that_share_a_task_compute_it_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    @dask.delayed
+    def predict(row: int) -> float:
+        calls.append(row)
+        return float(row)
+
+    @dask.delayed
+    def finish(above: float, here: float) -> npt.NDArray[np.float32]:
+        return np.full((416, 100), above + here, np.float32)
+
+    predicted = [predict(row) for row in range(6)]
+    rows = [finish(*pair) for pair in itertools.pairwise(predicted)]
+    values = da.concatenate([da.from_delayed(row, (416, 100), np.float32) for row in rows])
+    coords = xr_coords(GRID.geobox(Window(0, 0, *values.shape)))
+    receipt = write_cog(xr.DataArray(values, coords=coords, dims=("y", "x")), tmp_path / "height.tif")
+    assert sorted(calls) == [0, 1, 2, 3, 4, 5]
+    assert np.array_equal(pixels(receipt.path)[::416, 0], [1, 3, 5, 7, 9])
 
 
 def test_an_array_in_memory_is_written_like_a_lazy_one(tmp_path: Path) -> None:

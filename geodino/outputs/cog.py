@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from xml.sax.saxutils import escape, quoteattr
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import rasterio
@@ -141,14 +143,15 @@ def stage_to_cog(stage: StagedRaster, name: str, target: Path, *, clip: Window, 
 
 
 def write_cog(array: xr.DataArray, path: Path | str) -> CogReceipt:
-    """Write a georeferenced array as a COG, one row of chunks at a time.
+    """Write a georeferenced array as a COG, never holding more than a few strips of 512 rows and what they need.
 
     Parameters
     ----------
     array
-        Two dimensions (y, x), numbers, with a GeoBox (`array.odc.geobox`); lazy or not. Values are metres: they are
-        kept to 1/8 m, and NaN becomes nodata. `array.name` names the band, `attrs["units"]` its unit; the other
-        plain attributes become tags, `model` as GEODINO_MODEL.
+        Two dimensions (y, x), numbers, with a GeoBox (`array.odc.geobox`); lazy (then computed by threads of
+        this process, each task once) or not. Values are metres: they are kept to 1/8 m, and NaN becomes nodata.
+        `array.name` names the band, `attrs["units"]` its unit; the other plain attributes become tags, `model` as
+        GEODINO_MODEL.
     path
         Replaced atomically where it exists.
 
@@ -169,9 +172,9 @@ def write_cog(array: xr.DataArray, path: Path | str) -> CogReceipt:
     tags = {f"GEODINO_{key.upper()}": str(value) for key, value in plain.items()}
     with scratch_file(target) as part:
         stage = StagedRaster(part, GeoBox(extent.shape, geobox.affine, geobox.crs), extent, block=BLOCK, names=[name])
-        for row, strip in enumerate(_strips(array, extent.width)):
-            for col in range(0, extent.width, BLOCK):
-                stage.write(Window(row * BLOCK, col, BLOCK, BLOCK), strip[None, :, col : col + BLOCK])
+        # One graph for the whole array: strip by strip, neighbours would compute what they share twice.
+        strips = da.asarray(array.data).rechunk((BLOCK, width))
+        da.store(strips, _Sink(stage), lock=Lock(), scheduler="threads")
         stage.close()
         return stage_to_cog(stage, name, target, clip=Window(0, 0, height, width), profile=CogProfile(name, unit, tags))
 
@@ -223,25 +226,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _strips(array: xr.DataArray, width: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Strips of 512 rows, padded with NaN to `width` and to the last strip's end; each chunk is computed once."""
-    y_axis = array.dims[0]
-    pending = np.empty((0, width), np.float32)
-    start = 0
-    for rows in array.chunks[0] if array.chunks else _even_rows(array.shape[0]):
-        chunk = array.isel({y_axis: slice(start, start + rows)}).to_numpy().astype(np.float32, copy=False)
-        start += rows
-        chunk = np.pad(chunk, ((0, 0), (0, width - chunk.shape[1])), constant_values=np.nan)
-        pending = np.concatenate([pending, chunk])
-        while len(pending) >= BLOCK:
-            yield pending[:BLOCK]
-            pending = pending[BLOCK:]
-    if len(pending):
-        yield np.pad(pending, ((0, BLOCK - len(pending)), (0, 0)), constant_values=np.nan)
+@dataclass(frozen=True)
+class _Sink:
+    """Takes what dask stores, strips of 512 rows in any order, and writes it as cells."""
 
+    stage: StagedRaster
 
-def _even_rows(height: int) -> list[int]:
-    return [min(BLOCK, height - row) for row in range(0, height, BLOCK)]
+    def __setitem__(self, place: tuple[slice, slice], strip: npt.NDArray[np.float32]) -> None:
+        padding = (0, BLOCK - strip.shape[0]), (0, self.stage.extent.width - strip.shape[1])
+        padded = np.pad(strip.astype(np.float32, copy=False), padding, constant_values=np.nan)
+        for col in range(0, self.stage.extent.width, BLOCK):
+            self.stage.write(Window(place[0].start, col, BLOCK, BLOCK), padded[None, :, col : col + BLOCK])
 
 
 def _virtual_raster(stage: StagedRaster, band: int, clip: Window, profile: CogProfile, census: Census) -> str:
