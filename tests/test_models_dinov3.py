@@ -12,11 +12,12 @@ from geodino.models import Backbone
 from geodino.models.catalog import row
 from geodino.models.dinov3 import vit_taps
 
+CPU = torch.device("cpu")
 SHAPES = [(64, 64), (48, 96), (80, 32)]
 
 
 def backbone(name: str, network: torch.nn.Module, **how: str) -> Backbone:
-    return Backbone(network, row(name), weights_sha256="0" * 64, **({"precision": "fp32", "device": "cpu"} | how))
+    return Backbone(network, row(name), weights_sha256="0" * 64, **({"precision": "fp32", "device": CPU} | how))
 
 
 def normalised(name: str, images: torch.Tensor) -> torch.Tensor:
@@ -124,5 +125,5 @@ def test_the_statistics_are_those_of_the_row() -> None:
     images = torch.rand(1, 3, 64, 64)
     (first,) = backbone("sat-vitl16", network).features(images)
     other = replace(row("sat-vitl16"), mean=(0.42, 0.411, 0.296))
-    (second,) = Backbone(network, other, weights_sha256="", precision="fp32", device="cpu").features(images)
+    (second,) = Backbone(network, other, weights_sha256="", precision="fp32", device=CPU).features(images)
     assert not torch.allclose(first.dense, second.dense)

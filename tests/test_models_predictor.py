@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def loaded(network: torch.nn.Module | None = None, **how: object) -> Model:
-    kwargs = {"precision": "fp32", "device": "cpu"} | how
+    kwargs = {"precision": "fp32", "device": CPU} | how
     return Model(network or canopy_network(), row("nano"), weights_sha256="0" * 64, **kwargs)
 
 
@@ -67,6 +67,21 @@ def test_in_bf16_only_the_products_of_the_backbone_are_bf16() -> None:
     loaded(network, precision="bf16")
     in_bf16 = {name for name, weight in network.named_parameters() if weight.dtype == torch.bfloat16}
     assert in_bf16 and all("_proj." in name and name.startswith("backbone.model.layer.") for name in in_bf16)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_read_in_bf16_still_has_norms_and_residuals_in_float32(precision: str) -> None:
+    network = canopy_network()
+    network.backbone.to(torch.bfloat16)
+    assert np.isfinite(loaded(network, precision=precision).predict(chips(1))).all()
+    for name, weight in network.named_parameters():
+        product = "_proj.weight" in name or "_proj.bias" in name
+        assert weight.dtype == (torch.bfloat16 if product and precision == "bf16" else torch.float32), name
+
+
+def test_parameters_are_counted_where_the_catalog_does_not_know_them() -> None:
+    network = canopy_network()
+    assert loaded(network).row.parameters == sum(weight.numel() for weight in network.parameters())
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

@@ -32,9 +32,6 @@ NETWORKS: dict[Family, type[PreTrainedModel]] = {
     "convnext": DINOv3ConvNextModel,
 }
 
-# From so many parameters on, weights are read straight into bf16: 7B needs 13 GB so, and 27 GB in float32.
-BF16_FROM_PARAMETERS = 2_000_000_000
-
 _NAMED_KEYS = 5
 
 

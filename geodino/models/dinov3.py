@@ -16,7 +16,7 @@ from transformers import DINOv3ConvNextModel, DINOv3ViTBackbone, DINOv3ViTModel,
 
 from geodino.errors import ModelError
 from geodino.models.catalog import ModelRow
-from geodino.models.precision import Precision, autocast, choose_device, choose_precision, normalise, prepare
+from geodino.models.precision import Precision, autocast, normalise, prepare
 
 
 class Tap(NamedTuple):
@@ -103,13 +103,13 @@ class Backbone:
         row: ModelRow,
         *,
         weights_sha256: str,
-        precision: str = "auto",
-        device: str = "auto",
+        precision: Precision,
+        device: torch.device,
     ) -> None:
         self.row = row
         self.weights_sha256 = weights_sha256
-        self.device = choose_device(device)
-        self.precision: Precision = choose_precision(precision, self.device)
+        self.device = device
+        self.precision = precision
         self._network = prepare(network, self.precision, self.device)
         self.levels: int = network.config.num_hidden_layers if row.family == "vit" else len(network.config.hidden_sizes)
 

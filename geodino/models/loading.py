@@ -10,13 +10,17 @@ from transformers import PreTrainedModel
 
 from geodino.errors import ModelError
 from geodino.models.catalog import ModelRow, row, rows
-from geodino.models.checkpoint import BF16_FROM_PARAMETERS, load_network, row_of_folder
+from geodino.models.checkpoint import load_network, row_of_folder
 from geodino.models.dinov3 import Backbone
 from geodino.models.files import sha256_of, weight_files
 from geodino.models.hub import access, fetch, refusal, weights_at_hand
 from geodino.models.official import load_official, official_row
+from geodino.models.precision import Precision, choose_device, choose_precision
 from geodino.models.predictor import Model
 from geodino.shipped import nano_folder
+
+# From so many parameters on: 7B needs 13 GB in bf16 and 27 GB in float32.
+BF16_FROM_PARAMETERS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,15 @@ class Weights:
         """Of the one file; of the list of hashes where there are several."""
         return sha256_of(self.official if self.folder is None else weight_files(self.folder))
 
-    def load(self) -> PreTrainedModel:
-        """The network, strictly; ModelError names what is wrong."""
+    def load(self, precision: Precision) -> PreTrainedModel:
+        """The network, strictly; ModelError names what is wrong.
+
+        A large network that will run in bf16 is read straight into it, so that no float32 copy is ever in memory.
+        """
+        bf16 = precision == "bf16" and self.row.parameters >= BF16_FROM_PARAMETERS
         if self.folder is None:
-            return load_official(self.official, self.row)
-        return load_network(self.folder, bf16=self.row.parameters >= BF16_FROM_PARAMETERS)
+            return load_official(self.official, self.row, bf16=bf16)
+        return load_network(self.folder, bf16=bf16)
 
 
 def load_model(
@@ -67,12 +75,14 @@ def load_model(
             f"{weights.row.name} is a backbone without a canopy head: train one on it with `geodino train`, "
             "or use chmv2 or nano"
         )
+    where = choose_device(device)
+    how = choose_precision(precision, where)
     return Model(
-        weights.load(),
+        weights.load(how),
         weights.row,
         weights_sha256=weights.sha256(),
-        precision=precision,
-        device=device,
+        precision=how,
+        device=where,
         batch_size=batch_size,
     )
 
@@ -84,7 +94,9 @@ def load_backbone(name_or_path: str | Path, *, precision: str = "auto", device: 
         raise ModelError(
             f"{weights.row.name} is a canopy model: for its features load sat-vitl16, the backbone it stands on"
         )
-    return Backbone(weights.load(), weights.row, weights_sha256=weights.sha256(), precision=precision, device=device)
+    where = choose_device(device)
+    how = choose_precision(precision, where)
+    return Backbone(weights.load(how), weights.row, weights_sha256=weights.sha256(), precision=how, device=where)
 
 
 def find_weights(name_or_path: str | Path) -> Weights:

@@ -17,7 +17,7 @@ from transformers import CHMv2Config, DINOv3ConvNextConfig, DINOv3ViTConfig, Pre
 
 from geodino.errors import ModelError
 from geodino.models.catalog import ConvNeXtShape, ModelRow, ViTShape, rows
-from geodino.models.checkpoint import BF16_FROM_PARAMETERS, NETWORKS, build
+from geodino.models.checkpoint import NETWORKS, build
 from geodino.models.files import check_not_a_stand_in, sha256_of
 
 Weights = Mapping[str, torch.Tensor]
@@ -75,7 +75,7 @@ def official_row(names: Sequence[str]) -> ModelRow:
     )
 
 
-def load_official(files: Sequence[Path], row: ModelRow) -> PreTrainedModel:
+def load_official(files: Sequence[Path], row: ModelRow, *, bf16: bool = False) -> PreTrainedModel:
     """The network of a catalog row from its .pth files, backbone first, strictly.
 
     Raises
@@ -92,7 +92,6 @@ def load_official(files: Sequence[Path], row: ModelRow) -> PreTrainedModel:
                 f"{path} is not the published file: its SHA-256 starts {digest[:8]}, not {pinned}; download it again"
             )
     weights = convert([_read(path) for path in files], row)
-    bf16 = row.parameters >= BF16_FROM_PARAMETERS
     what = " + ".join(str(path) for path in files)
     return build(NETWORKS[row.family], what, config=config_of(row), weights=weights, bf16=bf16)
 

@@ -28,10 +28,10 @@ def prepare(network: PreTrainedModel, precision: Precision, device: torch.device
     throughout (0.3 against 1.25 %), in less time (1.8 against 2.6 s for 512 px of ViT-L, two threads, November 2026).
     """
     network = network.eval().requires_grad_(False)
-    if precision == "bf16":
-        for module in getattr(network, "backbone", network).modules():
-            if isinstance(module, torch.nn.Linear):
-                module.to(torch.bfloat16)
+    for module in getattr(network, "backbone", network).modules():
+        in_bf16 = precision == "bf16" and isinstance(module, torch.nn.Linear)
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.to(torch.bfloat16 if in_bf16 else torch.float32)
     return network.to(device)
 
 

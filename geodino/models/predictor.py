@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from transformers import CHMv2ForDepthEstimation
 from geodino.errors import ModelError
 from geodino.models.canopy import canopy_forward
 from geodino.models.catalog import Licence, ModelRow
-from geodino.models.precision import autocast, choose_device, choose_precision, normalise, prepare
+from geodino.models.precision import Precision, autocast, normalise, prepare
 from geodino.windows import PATCH, SIDE_MULTIPLE, Tiling
 
 logger = logging.getLogger(__name__)
@@ -46,16 +47,16 @@ class Model:
         row: ModelRow,
         *,
         weights_sha256: str,
-        precision: str = "auto",
-        device: str = "auto",
+        precision: Precision,
+        device: torch.device,
         batch_size: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ModelError(f"batch size {batch_size} must be at least 1")
-        self.row = row
+        self.row = row if row.parameters else replace(row, parameters=network.num_parameters())
         self.weights_sha256 = weights_sha256
-        self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
+        self.device = device
+        self.precision = precision
         self._batch_size = batch_size
         self._network = prepare(network, self.precision, self.device)
         self._network.head.to(memory_format=torch.channels_last)
