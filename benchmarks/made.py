@@ -11,7 +11,7 @@ import torch
 from rasterio.windows import Window
 from transformers import CHMv2Config, CHMv2ForDepthEstimation
 
-from geodino.models import row
+from geodino.models.catalog import row
 from geodino.shipped import sample_folder
 
 GSD = 0.6

@@ -222,7 +222,9 @@ def aoi_mask(geometry: Polygon | MultiPolygon, grid: Grid, window: Window) -> np
 
 def _edges(geometry: Polygon | MultiPolygon, grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Northern and southern ends of all edges as (col, row), counted in pixel centres; each shape (N, 2)."""
-    xy, ring = shapely.get_coordinates(shapely.get_rings(geometry), return_index=True)
+    # By parts, because get_rings looks into polygons only and gives nothing for a multipolygon.
+    rings = shapely.get_rings(shapely.get_parts(geometry))
+    xy, ring = shapely.get_coordinates(rings, return_index=True)
     at = xy / (grid.gsd, -grid.gsd) - 0.5
     joined = ring[1:] == ring[:-1]
     one, other = at[:-1][joined], at[1:][joined]

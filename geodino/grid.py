@@ -132,8 +132,13 @@ def utm_crs(lon: float, lat: float) -> CRS:
     return CRS(f"EPSG:{min(found, key=lambda info: info.code).code}")
 
 
+def by_code(crs: CRS) -> CRS:
+    """The same CRS by its EPSG code where it has one, so that it prints in a word and not as a page of WKT."""
+    return CRS(f"EPSG:{crs.epsg}") if crs.epsg else crs
+
+
 def choose_crs(lon: float, lat: float, scene_crs: CRS | None) -> CRS:
     """The CRS of a run: the imagery's own where it keeps true metres at the AOI, else the UTM zone of the AOI."""
     if scene_crs is not None and is_metric(scene_crs, lon, lat):
-        return scene_crs
+        return by_code(scene_crs)
     return utm_crs(lon, lat)

@@ -72,7 +72,7 @@ class Tally:
     """
 
     windows_run: int = 0
-    windows_empty: int = 0
+    windows_empty: list[Place] = field(default_factory=list)
     windows_filled: int = 0
     pixels_written: int = 0
     read_s: float = 0.0
@@ -137,23 +137,24 @@ def read_chips(
         return chip, filled, time.perf_counter() - began
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="geodino-read")
-    pending: deque[Future[tuple[Chip | None, bool, float]]] = deque()
+    pending: deque[tuple[Place, Future[tuple[Chip | None, bool, float]]]] = deque()
     ahead = iter(places)
     try:
         for place in ahead:
-            pending.append(pool.submit(read, place))
+            pending.append((place, pool.submit(read, place)))
             if len(pending) >= 2 * threads:
                 break
         while pending:
             began = time.perf_counter()
-            chip, filled, decode_s = pending.popleft().result()
+            done, future = pending.popleft()
+            chip, filled, decode_s = future.result()
             tally.read_s += time.perf_counter() - began
             tally.decode_s += decode_s
             for place in ahead:
-                pending.append(pool.submit(read, place))
+                pending.append((place, pool.submit(read, place)))
                 break
             if chip is None:
-                tally.windows_empty += 1
+                tally.windows_empty.append(done)
             else:
                 tally.windows_filled += filled
                 yield chip

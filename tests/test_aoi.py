@@ -327,3 +327,12 @@ def test_boxes_meet_never_misses_a_window_with_pixels() -> None:
     assert has_pixels.any() and not (has_pixels & ~meets).any()
     assert meets.sum() < len(windows) / 2
     assert boxes_meet(area, GRID, []).shape == (0,)
+
+
+def test_the_mask_of_several_polygons_is_the_union_of_their_masks() -> None:
+    grid, window = Grid(CRS("EPSG:32610"), 0.6), Window(0, 0, 120, 160)
+    parts = [shapely.box(3, -50, 30, -6).buffer(2), shapely.box(40, -60, 90, -20)]
+    whole = aoi_mask(shapely.MultiPolygon(parts), grid, window)
+    alone = [aoi_mask(part, grid, window) for part in parts]
+    assert alone[0].any() and alone[1].any()
+    np.testing.assert_array_equal(whole, alone[0] | alone[1])

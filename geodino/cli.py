@@ -1,0 +1,206 @@
+"""The command line: parse, call one function, print. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from geodino import __version__
+from geodino.errors import GeodinoError, OutputError
+
+if TYPE_CHECKING:
+    from geodino.plan import RunOptions
+    from geodino.watch import PlainWatch, RichWatch
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "-V", "--version", prog_name="geodino")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what libraries and readers log.")
+@click.pass_context
+def cli(context: click.Context, debug: bool, verbose: bool) -> None:
+    """Canopy height from satellite and aerial imagery with the DINOv3 models.
+
+    \b
+    Try it on the embedded sample, with no network and no account:
+      geodino run canopy --aoi sample:autzen --out out/
+    """
+    context.obj = {"debug": debug}
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
+    )
+
+
+@cli.command()
+@click.argument("pipeline")
+@click.option("--aoi", required=True, help="Polygons: a file, WKT, minx,miny,maxx,maxy, or sample:NAME.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: out/PIPELINE].")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    default=("auto",),
+    help="Imagery: GeoTIFF, folder, STAC Item, catalog or API, or a config's name; may be repeated. "
+    "[default: auto, the sample where the AOI lies on it, else the default config]",
+)
+@click.option("--model", help="A name (`geodino models list`), hub id or folder [default: the pipeline's].")
+@click.option("--datetime", "datetime_", help="Dates as in STAC: 2020, 2020-05/2021-06, ../2022-01-01.")
+@click.option("--max-cloud", type=click.FloatRange(0, 100), help="Most cloud of a scene, percent [default: the pipeline's].")
+@click.option("--bands", help="Red, green and blue by name or 1-based index: 4,3,2 [default: by name or colour].")
+@click.option("--crs", help="CRS of the result [default: the imagery's where it keeps metres true, else UTM].")
+@click.option("--aoi-layer", help="Layer of the AOI's file.")
+@click.option("--aoi-crs", help="CRS of an AOI that declares none, such as EPSG:32610.")
+@click.option("--repair-aoi", is_flag=True, help="Use the repaired area of an outline that crosses itself.")
+@click.option("--force-gsd", is_flag=True, help="Run on imagery outside 0.15-3 m a pixel.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--batch-size", type=click.IntRange(1), help="Windows computed at once [default: what fits].")
+@click.option("--threads", type=click.IntRange(1, 64), default=8, show_default=True, help="Threads that read imagery.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in the folder.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record (or the plan) as JSON on standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only.")
+def run(
+    pipeline: str,
+    aoi: str,
+    out: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Map an area of interest, as PIPELINE says: a name such as `canopy`, or your own YAML file."""
+    from geodino.pipeline import estimate
+    from geodino.pipeline import run as run_pipeline
+
+    chosen = _run_options(options)
+    with _watch(quiet=quiet) as watch:
+        if dry_run:
+            cost = estimate(pipeline, aoi=_named_aoi(aoi), options=chosen, watch=watch)
+        else:
+            folder = out or Path("out") / Path(pipeline).stem
+            record = run_pipeline(pipeline, aoi=_named_aoi(aoi), out=folder, options=chosen, watch=watch)
+    if dry_run:
+        click.echo(json.dumps(cost.as_dict(), indent=2) if as_json else cost.as_text())
+    elif as_json:
+        click.echo(json.dumps(record.as_dict(), indent=2))
+    elif not quiet:
+        click.echo(record.as_text())
+
+
+@cli.group()
+def models() -> None:
+    """The models geodino knows, and whether you have access to them."""
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_models(as_json: bool) -> None:
+    """Every model by name."""
+    from geodino.report import models_table
+
+    click.echo(models_table(as_json=as_json))
+
+
+@models.command("info")
+@click.argument("name")
+def model_info(name: str) -> None:
+    """All facts of one model: size, statistics, windows, licence, citation."""
+    from geodino.report import model_sheet
+
+    click.echo(model_sheet(name))
+
+
+@models.command("check")
+@click.argument("name")
+@click.pass_context
+def check_model(context: click.Context, name: str) -> None:
+    """Whether a model can be run here, and what to type where it cannot."""
+    from geodino.report import model_access
+
+    usable, sentence = model_access(name)
+    click.echo(sentence)
+    if not usable:
+        context.exit(6)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(as_json: bool) -> None:
+    """What this machine has: versions, device, memory, disk, models, and what would be slow or missing."""
+    from geodino.doctor import examine
+
+    findings = examine()
+    click.echo(json.dumps(findings.as_dict(), indent=2) if as_json else findings.as_text())
+
+
+def main() -> None:
+    """Run the command line, turning each error into one line and its exit code."""
+    try:
+        result = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(_interrupted())
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(_interrupted())
+    except GeodinoError as error:
+        sys.exit(_failed(error, error.exit_code))
+    except MemoryError as error:
+        sys.exit(_failed(error, 1))
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as error:
+        # What no module foresaw of disks and permissions; a bug still shows its traceback.
+        sys.exit(_failed(error, OutputError.exit_code))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _run_options(options: dict[str, Any]) -> RunOptions:
+    from geodino.plan import RunOptions
+
+    bands = options.pop("bands")
+    return RunOptions(
+        datetime=options.pop("datetime_"),
+        bands=tuple(band.strip() for band in bands.split(",")) if bands else (),
+        **options,
+    )
+
+
+def _named_aoi(aoi: str) -> str:
+    """`sample:NAME` is an AOI that geodino ships."""
+    from geodino.shipped import sample_aoi
+
+    return str(sample_aoi(aoi.removeprefix("sample:"))) if aoi.startswith("sample:") else aoi
+
+
+def _watch(*, quiet: bool) -> PlainWatch | RichWatch:
+    from geodino.watch import PlainWatch, RichWatch
+
+    return RichWatch() if sys.stderr.isatty() and not quiet else PlainWatch(quiet=quiet)
+
+
+def _interrupted() -> int:
+    click.echo("interrupted: nothing half-written is left", err=True)
+    return INTERRUPTED
+
+
+def _failed(error: BaseException, code: int) -> int:
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(f"error: {error}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

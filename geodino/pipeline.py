@@ -1,0 +1,180 @@
+"""ONE run, the straight line: aoi -> grid -> plan -> read -> predict -> stitch -> write -> record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from geodino.aoi import AOI, aoi_mask
+from geodino.estimate import Estimate, measure
+from geodino.errors import ConfigError, SourceError
+from geodino.models import Model, load_model
+from geodino.models.catalog import ModelRow, row, rows
+from geodino.models.hub import auto_model
+from geodino.models.loading import find_weights
+from geodino.outputs.cog import CogProfile, stage_to_cog
+from geodino.outputs.folder import OutputFolder
+from geodino.outputs.item import build_item, write_item
+from geodino.outputs.record import FileRecord, RunRecord, StatisticsRecord
+from geodino.outputs.stage import StagedRaster
+from geodino.plan import Plan, RunOptions, make_plan
+from geodino.provenance import file_record, make_record, provenance_tags
+from geodino.quicklook import draw_preview
+from geodino.settings import PipelineSpec, read_pipeline
+from geodino.sources import Mosaic
+from geodino.stream import Tally, stream_cells
+from geodino.watch import Silent, Watch
+
+FILES = {"height": "canopy_height.tif", "spread": "canopy_height_spread.tif"}
+
+
+def run(
+    pipeline: str | Path = "canopy",
+    *,
+    aoi: str | Path | AOI,
+    out: str | Path,
+    options: RunOptions | None = None,
+    watch: Watch | None = None,
+) -> RunRecord:
+    """Map an area of interest and write the results into a folder.
+
+    Parameters
+    ----------
+    pipeline
+        A shipped pipeline's name, or a YAML file.
+    aoi
+        A polygon file, WKT, `minx,miny,maxx,maxy`, or an AOI.
+    out
+        Holds canopy_height.tif, canopy_height_spread.tif, preview.png, item.json and run.json when this returns, and none
+        of them where it raises.
+    options
+        Sources, model and the rest; the command line's defaults.
+    watch
+        Is told of progress and warnings.
+
+    Returns
+    -------
+    RunRecord
+        What run.json holds.
+
+    Raises
+    ------
+    GeodinoError
+        A subclass for each cause; `errors.py` shows the tree.
+    """
+    began, started = time.perf_counter(), datetime.now(UTC)
+    watch, options = watch or Silent(), options or RunOptions()
+    spec = read_pipeline(pipeline)
+    name = choose_model(spec, options, watch)
+    plan = settle(spec, aoi, options, name, watch)
+    with OutputFolder(out, overwrite=options.overwrite) as folder:
+        model = load_model(name, precision=options.precision, device=options.device, batch_size=options.batch_size)
+        tally = Tally()
+        stage = _compute(plan, model, folder, watch, tally)
+        written = time.perf_counter()
+        outputs = _write_outputs(stage, plan, model, folder, started, watch)
+        tally.write_s += time.perf_counter() - written
+        record = make_record(plan, model, name, tally, outputs, started, total_s=time.perf_counter() - began)
+        write_item(build_item(record), folder.staging("item.json"))
+        record = replace(record, outputs=(*outputs, file_record(folder.staging("item.json"), "item.json")))
+        record.write(folder.staging("run.json"))
+        folder.publish()
+    return record
+
+
+def estimate(
+    pipeline: str | Path = "canopy",
+    *,
+    aoi: str | Path | AOI,
+    options: RunOptions | None = None,
+    watch: Watch | None = None,
+) -> Estimate:
+    """What `run` would do and how long it would take, measured on one batch of windows; writes nothing."""
+    watch, options = watch or Silent(), options or RunOptions()
+    spec = read_pipeline(pipeline)
+    name = choose_model(spec, options, watch)
+    plan = settle(spec, aoi, options, name, watch)
+    model = load_model(name, precision=options.precision, device=options.device, batch_size=options.batch_size)
+    return measure(plan, model)
+
+
+def choose_model(spec: PipelineSpec, options: RunOptions, watch: Watch) -> str:
+    """The model's name, hub id or folder; `auto` is settled, and the watch is told how."""
+    asked = options.model or spec.model
+    if asked != "auto":
+        return asked
+    name, sentence = auto_model()
+    watch.warn(sentence) if row(name).demonstration else watch.note(sentence)
+    return name
+
+
+def settle(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, name: str, watch: Watch) -> Plan:
+    """The plan, from the model's facts alone: nothing large is loaded before the AOI and the imagery are known good."""
+    facts = row(name) if name in {known.name for known in rows()} else find_weights(name).row
+    if facts.gsd_m is None and isinstance(spec.gsd_m, str):
+        raise ConfigError(f"model {name} does not say at how many metres a pixel it was trained; give gsd_m in the pipeline")
+    plan = make_plan(spec, aoi, options, gsd_m=facts.gsd_m or spec.gsd(0), tiling=facts.tiling)
+    for sentence in plan.warnings:
+        watch.warn(sentence)
+    watch.note(
+        f"{plan.aoi.area_ha:,.1f} ha, {len(plan.scenes)} scenes, {len(plan.places)} windows of {plan.tiling.size} px, "
+        f"{plan.grid.crs} at {plan.grid.gsd} m"
+    )
+    return plan
+
+
+def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally: Tally) -> StagedRaster:
+    """Read, predict and stitch every window; the finished cells lie in the staged raster."""
+    stage = StagedRaster.create(
+        folder.scratch("stage.tif"),
+        plan.grid,
+        plan.staged_extent,
+        block=plan.tiling.stride,
+        names=model.outputs,
+        quantum=plan.spec.quantum_m,
+    )
+    watch.begin("windows", len(plan.places))
+    with Mosaic(plan.scenes, plan.grid, resampling=plan.spec.resampling) as mosaic:
+        cells = stream_cells(
+            plan.places,
+            plan.tiling,
+            mosaic,
+            model,
+            wanted=lambda window: aoi_mask(plan.geometry, plan.grid, window),
+            tally=tally,
+            batch_size=model.batch_size(plan.tiling.size),
+            threads=plan.options.threads,
+        )
+        for place, values in cells:
+            if np.isfinite(values).any():
+                began = time.perf_counter()
+                stage.write(plan.tiling.cell(place), values)
+                tally.write_s += time.perf_counter() - began
+            watch.advance(tally.windows_run + len(tally.windows_empty))
+    began = time.perf_counter()
+    stage.close()
+    tally.write_s += time.perf_counter() - began
+    if not tally.pixels_written:
+        raise SourceError("the imagery has no valid pixel in the AOI; give other dates or other imagery with --source")
+    return stage
+
+
+def _write_outputs(
+    stage: StagedRaster, plan: Plan, model: Model, folder: OutputFolder, started: datetime, watch: Watch
+) -> tuple[FileRecord, ...]:
+    """COGs and preview, under the temporary names that `publish` will turn into their own."""
+    watch.begin("writing", len(FILES) + 1)
+    made = []
+    for done, (output, name) in enumerate(FILES.items(), start=1):
+        profile = CogProfile(name.removesuffix(".tif"), "m", provenance_tags(plan, model, started))
+        receipt = stage_to_cog(stage, output, folder.staging(name), clip=plan.extent, profile=profile)
+        made.append(FileRecord(name, receipt.sha256, receipt.size_bytes, StatisticsRecord.of(receipt.census)))
+        watch.advance(done)
+    draw_preview(plan, model, folder.staging(FILES["height"]), folder.staging("preview.png"))
+    made.append(file_record(folder.staging("preview.png"), "preview.png"))
+    watch.advance(len(FILES) + 1)
+    return tuple(made)

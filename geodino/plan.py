@@ -1,0 +1,244 @@
+"""What a run will do, settled before it does any of it: scenes, grid, windows, and what that will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shapely
+from odc.geo.crs import CRS
+from pyproj.exceptions import CRSError
+from shapely.geometry import MultiPolygon, Polygon
+
+from geodino.aoi import AOI, boxes_meet, read_aoi
+from geodino.errors import ConfigError, SourceError
+from geodino.grid import Grid, Window, by_code, choose_crs, is_metric
+from geodino.settings import PipelineSpec
+from geodino.sources import GsdPolicy, Mosaic, Scene, Search, find_scenes
+from geodino.windows import Place, Tiling
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a user may say beside the pipeline and the AOI; every default is the command line's.
+
+    Attributes
+    ----------
+    sources
+        Paths, URLs or names of configs; `auto` is the embedded sample where the AOI lies on it, else the default config.
+    model
+        A name, hub id or folder; None: the pipeline's.
+    datetime
+        As in STAC: `2020`, `2020-05/2021-06`, `../2022-01-01`.
+    max_cloud
+        Percent; None: the pipeline's.
+    bands
+        Red, green and blue by name or 1-based index; empty: found by name or colour.
+    aoi_layer, aoi_crs, repair_aoi
+        Which layer, which CRS where the AOI declares none, and whether crossing outlines may be repaired.
+    crs
+        CRS of the run's grid; None: the imagery's own where it keeps metres true, else UTM.
+    force_gsd
+        Run on imagery far from the GSD the model was trained at.
+    precision, device, batch_size
+        How the model runs; they move numbers by less than the stated precision.
+    threads
+        Reader threads.
+    overwrite
+        Replace an earlier run's files.
+    """
+
+    sources: tuple[str, ...] = ("auto",)
+    model: str | None = None
+    datetime: str | None = None
+    max_cloud: float | None = None
+    bands: tuple[str, ...] = ()
+    aoi_layer: str | None = None
+    aoi_crs: str | None = None
+    repair_aoi: bool = False
+    crs: str | None = None
+    force_gsd: bool = False
+    precision: str = "auto"
+    device: str = "auto"
+    batch_size: int | None = None
+    threads: int = 8
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Imagery:
+    """The scenes of a run in mosaic order, sentences about those left out, the grid, and sentences of warning."""
+
+    scenes: tuple[Scene, ...]
+    dropped: tuple[str, ...]
+    grid: Grid
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, settled.
+
+    Attributes
+    ----------
+    aoi, geometry
+        What was asked for, and its union in the grid's CRS.
+    extent
+        The AOI's bounds on the grid: what the outputs cover.
+    scenes
+        In mosaic order: the first that has a pixel gives it.
+    places
+        The windows to compute, in lattice order.
+    windows_outside_aoi
+        How many places of the extent the AOI does not meet.
+    windows_without_imagery
+        Places that the AOI meets and no scene's footprint does.
+    warnings
+        Sentences for the user and the record.
+    """
+
+    spec: PipelineSpec
+    options: RunOptions
+    aoi: AOI
+    geometry: Polygon | MultiPolygon
+    grid: Grid
+    extent: Window
+    tiling: Tiling
+    scenes: tuple[Scene, ...]
+    scenes_dropped: tuple[str, ...]
+    places: tuple[Place, ...]
+    windows_outside_aoi: int
+    windows_without_imagery: tuple[Place, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def staged_extent(self) -> Window:
+        """The smallest rectangle of whole cells that holds the extent."""
+        stride = self.tiling.stride
+        row, col = self.extent.row // stride, self.extent.col // stride
+        rows, cols = -(-self.extent.row_stop // stride) - row, -(-self.extent.col_stop // stride) - col
+        return Window(row * stride, col * stride, rows * stride, cols * stride)
+
+    @property
+    def pixels_read(self) -> int:
+        """Pixels of the grid that the windows read, overlaps counted each time."""
+        return len(self.places) * self.tiling.size**2
+
+
+def make_plan(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, *, gsd_m: float, tiling: Tiling) -> Plan:
+    """Settle a run: find the scenes, choose the grid, and list the windows that meet AOI and imagery.
+
+    Parameters
+    ----------
+    gsd_m, tiling
+        The model's own; the pipeline may say otherwise.
+
+    Raises
+    ------
+    AOIError, SourceError, ConfigError, ReadError
+        What cannot be used, with what would do.
+    """
+    area = aoi if isinstance(aoi, AOI) else read_aoi(
+        aoi, layer=options.aoi_layer, crs=options.aoi_crs, repair=options.repair_aoi
+    )
+    imagery = find_imagery(spec, area, options, gsd_m)
+    grid = imagery.grid
+    geometry = area.geometry(grid.crs)
+    run_tiling = spec.tiling(tiling)
+    extent = grid.window_over(geometry.bounds)
+    inside = places_over(geometry, grid, run_tiling)
+    with Mosaic(imagery.scenes, grid, resampling=spec.resampling) as mosaic:
+        places = [place for place in inside if mosaic.covers(run_tiling.window(place))]
+    if not places:
+        raise SourceError(_nothing_found(area, options, imagery.dropped))
+    return Plan(
+        spec=spec,
+        options=options,
+        aoi=area,
+        geometry=geometry,
+        grid=grid,
+        extent=extent,
+        tiling=run_tiling,
+        scenes=imagery.scenes,
+        scenes_dropped=imagery.dropped,
+        places=tuple(places),
+        windows_outside_aoi=len(run_tiling.rows(extent)) * len(run_tiling.cols(extent)) - len(inside),
+        windows_without_imagery=tuple(sorted(set(inside) - set(places))),
+        warnings=(*area_warnings(area), *imagery.warnings),
+    )
+
+
+def find_imagery(spec: PipelineSpec, area: AOI, options: RunOptions, gsd_m: float) -> Imagery:
+    """The scenes over the AOI in mosaic order, and the grid they go onto.
+
+    Raises
+    ------
+    SourceError, ConfigError, ReadError
+        No imagery over the AOI, imagery that cannot be used, or a catalog out of reach.
+    """
+    search = Search(
+        datetime=options.datetime,
+        max_cloud=spec.max_cloud_percent if options.max_cloud is None else options.max_cloud,
+        order=spec.order,
+        bands=options.bands,
+        radiometry=spec.radiometry,
+    )
+    found = find_scenes(options.sources, aoi=area, search=search)
+    if not found.scenes:
+        raise SourceError(_nothing_found(area, options, found.dropped))
+    grid = Grid(_grid_crs(area, options, found.scenes), spec.gsd(gsd_m))
+    warnings = GsdPolicy().check(found.scenes, gsd_m, force=options.force_gsd)
+    return Imagery(tuple(found.scenes), tuple(found.dropped), grid, tuple(warnings))
+
+
+def places_over(geometry: Polygon | MultiPolygon, grid: Grid, tiling: Tiling) -> list[Place]:
+    """The places whose support meets the geometry, in lattice order; cheap for parts scattered over a country."""
+    candidates: set[Place] = set()
+    for part in shapely.get_parts(geometry):
+        candidates.update(tiling.places(grid.window_over(part.bounds)))
+    ordered = sorted(candidates)
+    meets = boxes_meet(geometry, grid, [tiling.support(place) for place in ordered])
+    return [place for place, met in zip(ordered, np.asarray(meets).tolist(), strict=True) if met]
+
+
+def area_warnings(area: AOI) -> list[str]:
+    """What the user should know of how the AOI was read."""
+    warnings = []
+    if area.repaired_area_m2:
+        warnings.append(f"the AOI's outline crosses itself; the repair changed {area.repaired_area_m2:,.0f} m2")
+    if area.dropped:
+        warnings.append(f"{area.dropped} features of the AOI are not polygons and were left out")
+    return warnings
+
+
+def _grid_crs(area: AOI, options: RunOptions, scenes: Sequence[Scene]) -> CRS:
+    lon, lat = area.centre
+    if options.crs is None:
+        return choose_crs(lon, lat, scenes[0].crs)
+    crs = _parsed_crs(options.crs)
+    if not is_metric(crs, lon, lat):
+        raise ConfigError(
+            f"CRS {options.crs} is not true to scale in metres at the AOI ({lon:.4f}, {lat:.4f}); "
+            "give a UTM zone or a national grid, or leave --crs out"
+        )
+    return by_code(crs)
+
+
+def _parsed_crs(text: str) -> CRS:
+    try:
+        return CRS(text)
+    except CRSError as error:
+        raise ConfigError(f"CRS {text} is not known; give a code such as EPSG:32610") from error
+
+
+def _nothing_found(area: AOI, options: RunOptions, dropped: Sequence[str]) -> str:
+    lon, lat = area.centre
+    sentence = (
+        f"no imagery of {', '.join(options.sources)} covers the AOI (centre {lon:.5f}, {lat:.5f}, "
+        f"{area.area_ha:,.1f} ha)"
+    )
+    if dropped:
+        sentence += f"; left out: {'; '.join(list(dropped)[:3])}" + (" ..." if len(dropped) > 3 else "")
+    return sentence + "; check that the coordinates are lon, lat, or give other imagery with --source"

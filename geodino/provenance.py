@@ -1,0 +1,160 @@
+"""Where a number came from: a plan, a model and what was done, as the tags of a raster and the record of a run."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import rasterio
+import torch
+from pydantic import JsonValue
+
+from geodino import __version__
+from geodino.models import Model
+from geodino.outputs.cog import file_sha256
+from geodino.outputs.record import (
+    AOIRecord,
+    FileRecord,
+    GridRecord,
+    ModelRecord,
+    RunRecord,
+    TimingsRecord,
+    WindowsRecord,
+)
+from geodino.plan import Plan
+from geodino.quicklook import dates
+from geodino.stream import Tally
+
+# Where anybody finds a model that is on no hub: the package itself.
+_HOME = "https://github.com/geodino/geodino"
+_LIBRARIES = ("torch", "transformers", "rasterio", "pyproj", "odc-geo", "numpy")
+
+
+def provenance_tags(plan: Plan, model: Model, started: datetime) -> dict[str, str]:
+    """The tags of an output raster: enough to know, years later and without the record, what made it."""
+    tiling = plan.tiling
+    return {
+        "TIFFTAG_SOFTWARE": f"geodino {__version__}",
+        "TIFFTAG_DATETIME": f"{started:%Y:%m:%d %H:%M:%S}",
+        "GEODINO_PIPELINE": plan.spec.name,
+        "GEODINO_MODEL": model.name,
+        "GEODINO_WEIGHTS_SHA256": model.weights_sha256,
+        "GEODINO_WEIGHTS_LICENCE": f"{model.licence.name}, {model.licence.url}",
+        "GEODINO_DEMONSTRATION": "yes: do not rely on these numbers" if model.row.demonstration else "no",
+        "GEODINO_MEAN": ", ".join(f"{value:g}" for value in model.mean),
+        "GEODINO_STD": ", ".join(f"{value:g}" for value in model.std),
+        "GEODINO_PRECISION": model.precision,
+        "GEODINO_WINDOW": f"{tiling.size} px, overlap {tiling.overlap} px, margin {tiling.margin} px",
+        "GEODINO_SCENES": ", ".join(scene.id for scene in plan.scenes[:50])
+        + (f" and {len(plan.scenes) - 50} more, see run.json" if len(plan.scenes) > 50 else ""),
+        "GEODINO_SCENE_DATES": dates(plan.scenes),
+        "GEODINO_RADIOMETRY": "; ".join(sorted({scene.radiometry.note for scene in plan.scenes})),
+        "GEODINO_RESAMPLING": plan.spec.resampling,
+    }
+
+
+def make_record(
+    plan: Plan,
+    model: Model,
+    reference: str,
+    tally: Tally,
+    outputs: tuple[FileRecord, ...],
+    started: datetime,
+    *,
+    total_s: float,
+) -> RunRecord:
+    """The record of a finished run."""
+    without = sorted({*plan.windows_without_imagery, *tally.windows_empty})
+    extent = plan.extent
+    return RunRecord(
+        geodino=__version__,
+        pipeline=plan.spec.model_dump(mode="json"),
+        options=_plain(asdict(plan.options)),
+        aoi=AOIRecord(
+            origin=plan.aoi.origin,
+            area_ha=round(plan.aoi.area_ha, 4),
+            repaired_area_m2=plan.aoi.repaired_area_m2,
+            bounds_lonlat=plan.aoi.bounds_lonlat,
+            geometry=_plain(plan.aoi.geojson()),
+        ),
+        grid=GridRecord(
+            str(plan.grid.crs), plan.grid.gsd, extent.row, extent.col, extent.height, extent.width
+        ),
+        windows=WindowsRecord(
+            size_px=plan.tiling.size,
+            overlap_px=plan.tiling.overlap,
+            margin_px=plan.tiling.margin,
+            run=tally.windows_run,
+            filled=tally.windows_filled,
+            outside_aoi=plan.windows_outside_aoi,
+            without_imagery=tuple((place.r, place.c) for place in without),
+        ),
+        model=_model_record(model, reference),
+        scenes=tuple(_scene_records(plan, tally)),
+        dropped_scenes=plan.scenes_dropped,
+        timings=TimingsRecord(
+            read_s=round(tally.read_s, 3),
+            forward_s=round(tally.forward_s, 3),
+            stitch_s=round(tally.stitch_s, 3),
+            write_s=round(tally.write_s, 3),
+            total_s=round(total_s, 3),
+        ),
+        computed_px=tally.windows_run * plan.tiling.size**2,
+        peak_memory_mib=_peak_memory(model),
+        outputs=outputs,
+        libraries={"gdal": rasterio.__gdal_version__} | {name: version(name) for name in _LIBRARIES},
+        started=started,
+        ended=datetime.now(UTC),
+        warnings=plan.warnings,
+    )
+
+
+def file_record(path: Path, name: str) -> FileRecord:
+    """A finished file that holds no raster, under the name it will have."""
+    return FileRecord(name, file_sha256(path), path.stat().st_size)
+
+
+def _model_record(model: Model, reference: str) -> ModelRecord:
+    return ModelRecord(
+        name=model.name,
+        title=model.row.title,
+        reference=reference,
+        href=f"https://huggingface.co/{model.row.hub_id}" if model.row.hub_id else _HOME,
+        parameters=model.row.parameters,
+        weights_sha256=model.weights_sha256,
+        mean=model.mean,
+        std=model.std,
+        precision=model.precision,
+        device=str(model.device),
+        licence=model.licence.name,
+        licence_url=model.licence.url,
+        demonstration=model.row.demonstration,
+    )
+
+
+def _scene_records(plan: Plan, tally: Tally) -> Sequence[dict[str, JsonValue]]:
+    """Each scene, and the share of the mapped pixels that it gave."""
+    total = max(tally.pixels_written, 1)
+    return [
+        _plain(scene.summary()) | {"share_of_pixels": round(tally.scene_pixels.get(number, 0) / total, 6)}
+        for number, scene in enumerate(plan.scenes, start=1)
+    ]
+
+
+def _peak_memory(model: Model) -> dict[str, float]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    held = {"process": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)}
+    if model.device.type == "cuda":
+        held["accelerator"] = round(torch.cuda.max_memory_allocated(model.device) / 2**20, 1)
+    return held
+
+
+def _plain(values: dict[str, object]) -> dict[str, JsonValue]:
+    """Tuples as lists, so that what is written is what is read back."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}  # type: ignore[misc]

@@ -1,0 +1,282 @@
+"""The Python face: lazy xarray Datasets in, lazy xarray Datasets out, over the same windows as the command line.
+
+    scene  = open_scene("catalog.json", aoi="area.geojson")     # image (band, y, x), valid (y, x), aoi (y, x)
+    canopy = predict(scene, load_model("nano"))                 # height (y, x), spread (y, x), metres
+
+Nothing is read or computed before it is asked for. The scene reaches a halo beyond the AOI, so that the windows at
+its edge see real ground and `predict` says the same as `geodino run`; its result is cut to the AOI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dask
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import shapely
+import xarray as xr
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+
+from geodino.aoi import aoi_mask, read_aoi
+from geodino.errors import ConfigError
+from geodino.grid import Grid, Window
+from geodino.plan import RunOptions, find_imagery, places_over
+from geodino.settings import PipelineSpec
+from geodino.sources import Mosaic
+from geodino.stitch import Prediction, Spill, blend_row, finish_row
+from geodino.stream import fill_by_reflection
+from geodino.windows import Place, Tiling
+
+if TYPE_CHECKING:
+    from geodino.models import Model
+
+Floats = npt.NDArray[np.float32]
+
+# A window that touches the AOI with its last pixel hangs over it by nearly its side; no model's windows are larger.
+HALO_PX = 512
+_CHUNK_PX = 512
+
+_AS_SHIPPED = PipelineSpec(name="scene", title="Scene", task="canopy-height")
+
+
+def open_scene(
+    source: str | Sequence[str],
+    *,
+    aoi: str | Path,
+    options: RunOptions | None = None,
+    gsd_m: float = 0.6,
+) -> xr.Dataset:
+    """Imagery over an area of interest as a lazy Dataset.
+
+    Parameters
+    ----------
+    source
+        A GeoTIFF, folder, STAC Item, catalog or API, or the name of a config; or several.
+    aoi
+        A polygon file, WKT or `minx,miny,maxx,maxy`.
+    options
+        Dates, cloud, bands and the rest of what `geodino run` takes.
+    gsd_m
+        Metres a pixel of the result.
+
+    Returns
+    -------
+    Dataset
+        `image` (band, y, x) float32 in 0-1, `valid` (y, x) whether there is imagery, `aoi` (y, x) whether the AOI
+        holds the pixel's centre, `scene` (y, x) uint16, which of `attrs["scenes"]` gave the pixel, 1-based, 0 where none.
+        Chunks of 512 px; a pixel's value does not depend on the chunk.
+    """
+    sources = (source,) if isinstance(source, str) else tuple(source)
+    chosen = replace(options or RunOptions(), sources=sources)
+    area = read_aoi(aoi, layer=chosen.aoi_layer, crs=chosen.aoi_crs, repair=chosen.repair_aoi)
+    found = find_imagery(_AS_SHIPPED, area, chosen, gsd_m)
+    grid = found.grid
+    geometry = area.geometry(grid.crs)
+    extent = grid.window_over(geometry.bounds).padded(HALO_PX)
+    mosaic = Mosaic(found.scenes, grid)
+    geobox = grid.geobox(extent)
+
+    def lazy(read: Callable[[Window], npt.NDArray[np.generic]], dtype: str, bands: int = 0) -> da.Array:
+        return _lazy_array(read, extent, np.dtype(dtype), bands)
+
+    coords = xr_coords(geobox)
+    dims = tuple(geobox.dimensions)
+    dataset = xr.Dataset(
+        {
+            "image": (("band", *dims), lazy(lambda w: mosaic.read(w).image, "float32", 3)),
+            "valid": (dims, lazy(lambda w: mosaic.read(w).valid, "bool")),
+            "aoi": (dims, lazy(lambda w: aoi_mask(geometry, grid, w), "bool")),
+            "scene": (dims, lazy(lambda w: mosaic.read(w).scene, "uint16")),
+        },
+        coords={"band": ["red", "green", "blue"], **coords},
+        attrs={
+            "scenes": [scene.id for scene in found.scenes],
+            "gsd_m": gsd_m,
+            "aoi_wkt": shapely.to_wkt(geometry, rounding_precision=-1),
+        },
+    )
+    dataset["image"].attrs = {"long_name": "red, green and blue after radiometry, 0-1"}
+    return dataset
+
+
+def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) -> xr.Dataset:
+    """Run a model over a scene, lazily: one task for each row of windows, each window computed once.
+
+    Parameters
+    ----------
+    scene
+        As `open_scene` gives it; or any Dataset with `image` (band, y, x) float32 in 0-1 on a north-up grid in metres, and, if
+        some pixels have no imagery, `valid` (y, x). With `attrs["aoi_wkt"]` the result is cut to that polygon.
+    tiling
+        Windows; None: the model's own.
+
+    Returns
+    -------
+    Dataset
+        `height` and `spread` (y, x), float32 metres, NaN outside the AOI and where there is no imagery.
+
+    Raises
+    ------
+    ConfigError
+        The scene has no georeference, is not north-up with square pixels, or is not on a whole pixel of its grid.
+    """
+    grid, extent = _grid_of(scene)
+    area = shapely.from_wkt(scene.attrs["aoi_wkt"]) if "aoi_wkt" in scene.attrs else shapely.box(*grid.bounds(extent))
+    out = grid.window_over(area.bounds).intersection(extent)
+    run_tiling = tiling or model.tiling
+    task = _Rows(scene, grid, extent, out, area, run_tiling, model)
+    values = task.compute_lazily(places_over(area, grid, run_tiling))
+    geobox = grid.geobox(out)
+    attrs = {
+        "height": {"units": "m", "long_name": "canopy height"},
+        "spread": {"units": "m", "long_name": "standard deviation of the model's height distribution"},
+    }
+    variables = {
+        name: (tuple(geobox.dimensions), values[index], attrs[name]) for index, name in enumerate(model.outputs)
+    }
+    provenance = {"model": model.name, "weights_sha256": model.weights_sha256, "gsd_m": grid.gsd}
+    return xr.Dataset(variables, coords=xr_coords(geobox), attrs=provenance)
+
+
+class _Rows:
+    """The rows of windows of one prediction as dask tasks: `predict(row)`, then `finish(row)` with the spill above."""
+
+    def __init__(
+        self,
+        scene: xr.Dataset,
+        grid: Grid,
+        extent: Window,
+        out: Window,
+        area: shapely.Geometry,
+        tiling: Tiling,
+        model: Model,
+    ) -> None:
+        self.scene, self.grid, self.extent, self.out = scene, grid, extent, out
+        self.area, self.tiling, self.model = area, tiling, model
+
+    def compute_lazily(self, places: Sequence[Place]) -> da.Array:
+        """(K, H, W) over `out`, in one chunk for each lattice row."""
+        by_row: dict[int, list[Place]] = {row: [] for row in self.tiling.rows(self.out)}
+        for place in places:
+            by_row[place.r].append(place)
+        columns = {
+            row: dask.delayed(self.predict_row)(row, members, *self._strip(row)) for row, members in by_row.items()
+        }
+        blocks = []
+        for row in by_row:
+            shared = self._row_window(row).intersection(self.out)
+            if shared.empty:
+                continue
+            above = columns.get(row - 1, {})
+            done = dask.delayed(self.finish_row)(columns[row], above, shared, *self._strip(row))
+            blocks.append(da.from_delayed(done, (len(self.model.outputs), *shared.shape), np.float32))
+        return da.concatenate(blocks, axis=1)
+
+    def predict_row(
+        self, row: int, places: list[Place], image: Floats, valid: npt.NDArray[np.bool_]
+    ) -> dict[Place, Floats]:
+        """The blended columns of one row: own and western neighbours, not yet the row above."""
+        strip = self._strip_window(row)
+        chips, kept = [], []
+        for place in places:
+            window = self.tiling.window(place)
+            pixels, seen = _cut(image, valid, strip, window)
+            inside = seen & aoi_mask(self.area, self.grid, window)
+            if inside[self.tiling.support(place).slices_in(window)].any():
+                chips.append(pixels if seen.all() else fill_by_reflection(pixels, seen))
+                kept.append(place)
+        size = self.model.batch_size(self.tiling.size)
+        values = (self.model.predict(np.stack(chips[i : i + size])) for i in range(0, len(chips), size))
+        predictions = (Prediction(place, value) for place, value in zip(kept, _each(values), strict=True))
+        return {place: column for place, column in blend_row(predictions, self.tiling)}
+
+    def finish_row(
+        self,
+        columns: dict[Place, Floats],
+        above: dict[Place, Floats],
+        shared: Window,
+        image: Floats,
+        valid: npt.NDArray[np.bool_],
+    ) -> Floats:
+        """The row's finished pixels within `shared`, NaN where nothing is wanted or known."""
+        strip = self._strip_window(next(iter(columns)).r) if columns else shared
+        spill: Spill = {place.c: column[:, self.tiling.stride :] for place, column in above.items()}
+        out = np.full((len(self.model.outputs), *shared.shape), np.nan, np.float32)
+        for place, values in finish_row(((p, c) for p, c in columns.items()), spill, self.tiling, {}):  # type: ignore[misc]
+            cell = self.tiling.cell(place)
+            part = cell.intersection(shared)
+            if part.empty:
+                continue
+            _, seen = _cut(image, valid, strip, part)
+            wanted = seen & aoi_mask(self.area, self.grid, part)
+            kept = values[(slice(None), *part.slices_in(cell))]
+            out[(slice(None), *part.slices_in(shared))] = np.where(wanted, kept, np.nan)
+        return out
+
+    def _row_window(self, row: int) -> Window:
+        stride = self.tiling.stride
+        return Window(row * stride, self.out.col, stride, self.out.width)
+
+    def _strip_window(self, row: int) -> Window:
+        window = self.tiling.window(Place(row, 0))
+        return Window(window.row, self.extent.col, window.height, self.extent.width).intersection(self.extent)
+
+    def _strip(self, row: int) -> tuple[da.Array, da.Array]:
+        rows, _ = self._strip_window(row).slices_in(self.extent)
+        image = self.scene["image"].data[:, rows]
+        if "valid" in self.scene:
+            return image, self.scene["valid"].data[rows]
+        return image, da.isfinite(image).all(axis=0)
+
+
+def _lazy_array(
+    read: Callable[[Window], npt.NDArray[np.generic]], extent: Window, dtype: np.dtype[np.generic], bands: int
+) -> da.Array:
+    def block(block_info: dict[object, dict[str, object]]) -> npt.NDArray[np.generic]:
+        location = block_info[None]["array-location"]
+        (row, row_stop), (col, col_stop) = location[-2:]  # type: ignore[index]
+        return read(Window(extent.row + row, extent.col + col, row_stop - row, col_stop - col))
+
+    spatial = da.core.normalize_chunks(_CHUNK_PX, extent.shape)
+    chunks = ((bands,), *spatial) if bands else spatial
+    return da.map_blocks(block, chunks=chunks, dtype=dtype, meta=np.empty((0,) * len(chunks), dtype))
+
+
+def _cut(
+    image: Floats, valid: npt.NDArray[np.bool_], strip: Window, window: Window
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """The pixels of a window from a strip that may end inside it; what lies beyond the strip is invalid."""
+    pixels, seen = np.zeros((3, *window.shape), np.float32), np.zeros(window.shape, bool)
+    shared = window.intersection(strip)
+    if not shared.empty:
+        here, there = shared.slices_in(window), shared.slices_in(strip)
+        seen[here] = valid[there]
+        pixels[(slice(None), *here)] = np.where(valid[there], image[(slice(None), *there)], 0)
+    return pixels, seen
+
+
+def _each(batches: Iterator[Floats]) -> Iterator[Floats]:
+    for batch in batches:
+        yield from batch
+
+
+def _grid_of(scene: xr.Dataset) -> tuple[Grid, Window]:
+    geobox = scene["image"].odc.geobox
+    if not isinstance(geobox, GeoBox) or geobox.crs is None:
+        raise ConfigError("the scene has no georeference; open it with geodino.open_scene or give it an odc geobox")
+    transform = geobox.transform
+    gsd = transform.a
+    if transform.b or transform.d or abs(transform.e + gsd) > 1e-9:
+        raise ConfigError(f"the scene's grid {tuple(transform)[:6]} must be north-up with square pixels")
+    grid = Grid(geobox.crs, round(gsd, 9))
+    extent = Window(round(-transform.f / gsd), round(transform.c / gsd), *geobox.shape)
+    off = max(abs(extent.col * gsd - transform.c), abs(-extent.row * gsd - transform.f)) / gsd
+    if off > 0.01:
+        raise ConfigError(f"the scene lies {off:.2f} px off its CRS's pixel lattice; open it with geodino.open_scene")
+    return grid, extent
