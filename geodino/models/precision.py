@@ -28,10 +28,16 @@ def prepare(network: PreTrainedModel, precision: Precision, device: torch.device
     throughout (0.3 against 1.25 %), in less time (1.8 against 2.6 s for 512 px of ViT-L, two threads, November 2026).
     """
     network = network.eval().requires_grad_(False)
-    for module in getattr(network, "backbone", network).modules():
-        in_bf16 = precision == "bf16" and isinstance(module, torch.nn.Linear)
-        for weight in module.parameters(recurse=False):
-            weight.data = weight.data.to(torch.bfloat16 if in_bf16 else torch.float32)
+    products = {
+        weight
+        for module in getattr(network, "backbone", network).modules()
+        if precision == "bf16" and isinstance(module, torch.nn.Linear)
+        for weight in module.parameters(recurse=False)
+    }
+    for weight in network.parameters():
+        # Copied even where the type stays: one weight that is still a view of the mapped file would keep all of the
+        # file's pages in memory: 2.8 GB instead of 1.3 for ViT-L at 512 px (November 2026).
+        weight.data = weight.data.to(torch.bfloat16 if weight in products else torch.float32, copy=bool(products))
     return network.to(device)
 
 
