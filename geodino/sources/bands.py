@@ -11,6 +11,16 @@ RGB = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
+class AssetBand:
+    """One band as a STAC Item describes it: lower-case names, `raster:scale` and the like; None where unsaid."""
+
+    names: frozenset[str] = frozenset()
+    scale: float | None = None
+    offset: float | None = None
+    nodata: float | None = None
+
+
+@dataclass(frozen=True)
 class BandLabel:
     """What is known of one band: all its names, lower case, and GDAL's colour interpretation."""
 

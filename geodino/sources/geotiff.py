@@ -14,15 +14,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from odc.geo.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window as RasterWindow
 
 from geodino.errors import ReadError, SourceError
-from geodino.radiometry import Radiometry, Triple, as_triple, decide, profile, stretch
-from geodino.sources.bands import BandLabel, choose_rgb
+from geodino.radiometry import Radiometry, as_triple, decide, profile, stretch
+from geodino.sources.bands import AssetBand, BandLabel, choose_rgb
 from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, open_raster, read_errors
-from geodino.sources.scene import Band, Facts, Scene, ground_gsd
+from geodino.sources.scene import Band, Facts, Scene, ground_gsd, horizontal_crs
 from geodino.sources.signing import signed
 
 logger = logging.getLogger(__name__)
@@ -47,19 +46,15 @@ class Hints:
     ----------
     id
         The scene's name; the file's stem where None.
-    labels
-        Names of the file's bands in order, or nothing.
-    scale, offset, nodata
-        `raster:scale`, `raster:offset` and `nodata` of red, green and blue.
+    bands
+        What the Item says of the file's bands in order (of red, green and blue where they lie in a file each); used
+        where there are as many as in the file.
     radiometry
         A profile's name, or `auto`.
     """
 
     id: str | None = None
-    labels: tuple[frozenset[str], ...] = ()
-    scale: Triple | None = None
-    offset: Triple | None = None
-    nodata: float | None = None
+    bands: tuple[AssetBand, ...] = ()
     radiometry: str = "auto"
     sign: str | None = None
     facts: Facts = field(default_factory=Facts)
@@ -86,7 +81,8 @@ def describe(href: str, *, bands: Sequence[str] | None = None, hints: Hints | No
     with _opened(href, hints) as raster:
         numbers = choose_rgb(_labels(raster, hints), bands, href)
         red, green, blue = (Band(href, number) for number in numbers)
-        return _scene(raster, (red, green, blue), hints)
+        trusted = _trusted(raster, hints)
+        return _scene(raster, (red, green, blue), hints, tuple(trusted[number - 1] for number in numbers if trusted))
 
 
 def describe_separate(bands: tuple[Band, Band, Band], hints: Hints) -> Scene:
@@ -98,13 +94,14 @@ def describe_separate(bands: tuple[Band, Band, Band], hints: Hints) -> Scene:
         As `describe`, and where the three files differ in CRS, transform, shape, dtype or nodata.
     """
     with _opened(bands[0].href, hints) as raster:
-        scene = _scene(raster, bands, hints)
-    for band in bands[1:]:
+        scene = _scene(raster, bands, hints, hints.bands)
+    for place, band in enumerate(bands[1:], 1):
         with _opened(band.href, hints) as raster:
             _check_header(raster, band.href)
             ours = (scene.shape, scene.dtype, scene.crs)
-            theirs = (raster.shape, raster.dtypes[band.index - 1], CRS(raster.crs.to_wkt()))
-            same_nodata = str(_nodata(raster, band.index, hints)) == str(scene.nodata)
+            theirs = (raster.shape, raster.dtypes[band.index - 1], horizontal_crs(raster.crs.to_wkt()))
+            hint = hints.bands[place] if hints.bands else None
+            same_nodata = str(_nodata(raster, band.index, hint)) == str(scene.nodata)
             if ours != theirs or not raster.transform.almost_equals(scene.transform, 1e-6) or not same_nodata:
                 raise SourceError(f"{band.href} does not lie on the pixels of {bands[0].href}, or is of another kind")
     return scene
@@ -128,10 +125,13 @@ def _opened(href: str, hints: Hints) -> rasterio.DatasetReader:
     return open_raster(signed(href, hints.sign))
 
 
-def _scene(raster: rasterio.DatasetReader, bands: tuple[Band, Band, Band], hints: Hints) -> Scene:
+def _scene(
+    raster: rasterio.DatasetReader, bands: tuple[Band, Band, Band], hints: Hints, rgb: tuple[AssetBand, ...]
+) -> Scene:
+    """The scene whose red band lies in `raster`; `rgb` is what the Item says of the three bands, or nothing."""
     href, index = bands[0].href, bands[0].index
     _check_header(raster, href)
-    crs = CRS(raster.crs.to_wkt())
+    crs = horizontal_crs(raster.crs.to_wkt())
     facts = hints.facts
     if facts.datetime is None and facts.start is None:
         facts = replace(facts, datetime=_file_date(raster))
@@ -145,12 +145,12 @@ def _scene(raster: rasterio.DatasetReader, bands: tuple[Band, Band, Band], hints
         gsd=ground_gsd(crs, raster.transform, raster.shape),
         dtype=dtype,
         radiometry=Radiometry((0.0,) * 3, (0.0,) * 3, "not decided"),
-        nodata=_nodata(raster, index, hints),
+        nodata=_nodata(raster, index, rgb[0] if rgb else None),
         alpha=_alpha(raster, [band.index for band in bands], hints) if _together(bands) else None,
         sign=hints.sign,
         facts=facts,
     )
-    return replace(scene, radiometry=_radiometry(raster, scene, hints))
+    return replace(scene, radiometry=_radiometry(raster, scene, hints.radiometry, rgb))
 
 
 def _check_header(raster: rasterio.DatasetReader, href: str) -> None:
@@ -170,23 +170,30 @@ def _check_header(raster: rasterio.DatasetReader, href: str) -> None:
 
 
 def _labels(raster: rasterio.DatasetReader, hints: Hints) -> list[BandLabel]:
-    if hints.labels and len(hints.labels) != raster.count:
-        logger.warning(
-            "%s has %d bands, its Item names %d; the names are not used", raster.name, raster.count, len(hints.labels)
-        )
-    trusted = hints.labels if len(hints.labels) == raster.count else ()
+    hinted = _trusted(raster, hints)
     labels = []
     for place, (description, colour) in enumerate(zip(raster.descriptions, raster.colorinterp, strict=True)):
-        names = trusted[place] if trusted else frozenset({description.strip().lower()} if description else ())
-        labels.append(BandLabel(names, colour.name))
+        names = hinted[place].names if hinted else frozenset()
+        own = frozenset({description.strip().lower()} if description else ())
+        labels.append(BandLabel(names or own, colour.name))
     return labels
 
 
-def _nodata(raster: rasterio.DatasetReader, index: int, hints: Hints) -> float | None:
+def _trusted(raster: rasterio.DatasetReader, hints: Hints) -> tuple[AssetBand, ...]:
+    """The Item's bands, where they are as many as the file's."""
+    if not hints.bands or len(hints.bands) == raster.count:
+        return hints.bands
+    logger.warning(
+        "%s has %d bands, its Item tells of %d, which are not used", raster.name, raster.count, len(hints.bands)
+    )
+    return ()
+
+
+def _nodata(raster: rasterio.DatasetReader, index: int, hint: AssetBand | None) -> float | None:
     """The number that marks missing pixels: the file's, else the Item's; NaN for floats that name none."""
     nodata = raster.nodatavals[index - 1]
-    if nodata is None:
-        nodata = hints.nodata
+    if nodata is None and hint is not None:
+        nodata = hint.nodata
     if nodata is None and raster.dtypes[index - 1].startswith("float"):
         return math.nan
     return None if nodata is None else float(nodata)
@@ -225,15 +232,17 @@ def _alpha(raster: rasterio.DatasetReader, picture: Sequence[int], hints: Hints)
     return number
 
 
-def _radiometry(raster: rasterio.DatasetReader, scene: Scene, hints: Hints) -> Radiometry:
-    """The scene's line: a profile, what the file and the Item say, or a stretch over the whole scene."""
-    if hints.radiometry != "auto":
-        return profile(hints.radiometry)
+def _radiometry(raster: rasterio.DatasetReader, scene: Scene, name: str, rgb: tuple[AssetBand, ...]) -> Radiometry:
+    """The scene's line: a profile, what the Item and the file say, or a stretch over the whole scene."""
+    if name != "auto":
+        return profile(name)
     places = [band.index - 1 for band in scene.bands] if _together(scene.bands) else [scene.bands[0].index - 1] * 3
-    scale = hints.scale or as_triple([raster.scales[place] for place in places])
-    offset = hints.offset or as_triple([raster.offsets[place] for place in places])
-    line = decide(scene.dtype, scale, offset)
-    return line or stretch(*_thinned(scene))
+    scale = [raster.scales[place] for place in places]
+    offset = [raster.offsets[place] for place in places]
+    if any(band.scale is not None or band.offset is not None for band in rgb):
+        scale = [1.0 if band.scale is None else band.scale for band in rgb]
+        offset = [0.0 if band.offset is None else band.offset for band in rgb]
+    return decide(scene.dtype, as_triple(scale), as_triple(offset)) or stretch(*_thinned(scene))
 
 
 def _thinned(scene: Scene) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:

@@ -23,7 +23,7 @@ from rasterio.windows import Window as RasterWindow
 
 from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid, Window
-from geodino.sources.raster import GDAL_ERRORS, causes, environment, gdal_path, is_remote, open_raster, read_errors
+from geodino.sources.raster import GDAL_ERRORS, causes, environment, forget, is_remote, open_raster, read_errors
 from geodino.sources.scene import Scene, ground_gsd
 from geodino.sources.signing import signed
 from geodino.sources.warp import (
@@ -164,6 +164,8 @@ class Mosaic:
                     return self._warp(number, part)
             except GDAL_ERRORS as error:
                 self._drop_handle(number)
+                for href in hrefs:
+                    forget(signed(href, scene.sign))
                 what = f"scene {scene.id} ({', '.join(hrefs)}), window {part}"
                 if attempt == attempts:
                     tried = f" after {attempts} attempts" if attempts > 1 else ""
@@ -203,23 +205,18 @@ class Mosaic:
         red, green, blue = (signed(band.href, scene.sign) for band in scene.bands)
         level = self._level(number, red)
         document = warp_document(scene, level, (red, green, blue), self.grid, resampling=self._resampling)
-        handle = rasterio.open(document, driver="VRT", sharing=False)
-        self._refuse_strangers(handle, scene, {gdal_path(href) for href in (red, green, blue)})
+        with contextlib.ExitStack() as checked:
+            # Inside the document GDAL opens whatever it finds. While these are open it finds the header that they
+            # read, so a remote file cannot have become a VRT of local files since it was described.
+            for href in {red, green, blue}:
+                checked.enter_context(open_raster(href))
+            handle = rasterio.open(document, driver="VRT", sharing=False)
         with self._lock:
             if self._closed:
                 handle.close()
                 raise ValueError("the mosaic is closed")
             self._handles.add(handle)
         return handle
-
-    def _refuse_strangers(self, handle: rasterio.DatasetReader, scene: Scene, named: set[str]) -> None:
-        """Refuses a remote file that has become a VRT of other files since it was described."""
-        if not any(is_remote(band.href) for band in scene.bands):
-            return
-        strangers = [file for file in handle.files if not file.startswith((*named, "<VRTDataset"))]
-        if strangers:
-            handle.close()
-            raise SourceError(f"scene {scene.id} points to other files ({', '.join(strangers)}) and is not read")
 
     def _level(self, number: int, href: str) -> Level:
         """The raster or overview of a scene that is warped; looked up once, the same for all threads."""

@@ -6,6 +6,7 @@ of this machine, and GDAL's WMS driver would call any server, so only a `.vrt` t
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,15 @@ def open_raster(href: str, *, overview: int | None = None) -> rasterio.DatasetRe
     level = {} if overview is None else {"overview_level": overview}
     with read_errors(href), environment([href]):
         return rasterio.open(gdal_path(href), driver=driver_of(href), sharing=False, **level)
+
+
+def forget(href: str) -> None:
+    """Drops what GDAL remembers of a remote file, such as a body that ended early; does nothing for a local one."""
+    if not is_remote(href):
+        return
+    # GDAL drops its blocks of a file when one that was opened as not to be cached is closed.
+    with rasterio.Env(**GDAL_OPTIONS, CPL_VSIL_CURL_NON_CACHED=gdal_path(href)), contextlib.suppress(*GDAL_ERRORS):
+        rasterio.open(gdal_path(href), driver=driver_of(href), sharing=False).close()
 
 
 @contextmanager

@@ -241,6 +241,15 @@ def _range(limits: tuple[float, float], model_gsd: float) -> str:
     return f"{limits[0] * model_gsd:.3g}-{limits[1] * model_gsd:.3g} m"
 
 
+def horizontal_crs(wkt: str) -> CRS:
+    """The CRS of a raster's pixels: without a vertical part, and by its EPSG code where it is exactly that one."""
+    crs = ProjCRS.from_wkt(wkt)
+    if crs.is_compound:
+        crs = crs.sub_crs_list[0]
+    code = crs.to_epsg(min_confidence=100)
+    return CRS(crs.to_wkt() if code is None else f"EPSG:{code}")
+
+
 def through(transform: Affine, first: float, second: float) -> tuple[float, float]:
     """A point through an affine transform: (col, row) to (x, y), or back through the inverse.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from geodino.errors import ConfigError
+from geodino.errors import ConfigError, ReadError
 from geodino.shipped import nearest
 
 
@@ -28,9 +28,15 @@ def signed(href: str, sign: str | None) -> str:
     ------
     ConfigError
         No hook of that name.
+    ReadError
+        The signing service cannot be reached or refuses.
     """
     if sign is None:
         return href
     if sign not in SIGNERS:
         raise ConfigError(f"no signing hook named {sign}" + nearest(sign, sorted(SIGNERS)))
-    return SIGNERS[sign](href)
+    try:
+        return SIGNERS[sign](href)
+    except OSError as error:
+        # What requests raises is an OSError too.
+        raise ReadError(f"{href} cannot be signed by {sign}: {error}") from error

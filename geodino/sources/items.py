@@ -1,0 +1,155 @@
+"""STAC Items as scenes: what they tell of the acquisition, and whether they are wanted at all."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from dataclasses import dataclass
+
+import pystac
+import shapely
+from pystac.utils import make_absolute_href
+from shapely.errors import GEOSException
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
+
+from geodino.errors import SourceError
+from geodino.sources.assets import ItemAsset, choose_assets, read_asset
+from geodino.sources.bands import AssetBand
+from geodino.sources.geotiff import Hints, describe, describe_separate
+from geodino.sources.raster import is_remote
+from geodino.sources.scene import Band, Facts, Scene
+from geodino.sources.search import Dropped, Search
+
+logger = logging.getLogger(__name__)
+
+# What pystac and shapely raise for JSON that is no Item; a bad one must not end the search among thousands.
+_MALFORMED = (
+    pystac.STACError,
+    pystac.STACTypeError,
+    GEOSException,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class WantedItem:
+    """An Item that passed the search, with its assets' hrefs absolute."""
+
+    id: str
+    facts: Facts
+    assets: tuple[ItemAsset, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an Item becomes a scene: asset key, bands by name or number, radiometry, and the hook that signs."""
+
+    asset: str | None = None
+    bands: tuple[str, ...] = ()
+    radiometry: str = "auto"
+    sign: str | None = None
+
+
+def sift(content: dict[str, object], href: str, area: BaseGeometry, search: Search) -> WantedItem | Dropped:
+    """The Item if it is one, meets the area and fits the search; else why not.
+
+    Parameters
+    ----------
+    content
+        JSON of the Item.
+    href
+        Where it came from; its assets' hrefs are relative to it.
+    area
+        WGS84, longitudes within 180.
+    """
+    name = str(content.get("id") or href)
+    try:
+        if content.get("geometry") is None:
+            return Dropped(name, "without a geometry")
+        # pystac refuses this too, but with a message about the specification.
+        properties = content.get("properties")
+        if isinstance(properties, dict) and not properties.get("datetime") and not properties.get("start_datetime"):
+            return Dropped(name, "without a datetime")
+        item = pystac.Item.from_dict(content, migrate=False, preserve_dict=True)
+        outline = shape(item.geometry)
+        if not shapely.is_valid(outline):
+            outline = shapely.make_valid(outline)
+        if not outline.intersects(area):
+            return Dropped(name, "off the AOI")
+        facts = _facts(item, href)
+        why = search.refusal(facts)
+        if why is not None:
+            return Dropped(name, why)
+        if not item.assets:
+            return Dropped(name, "without assets")
+        return WantedItem(item.id, facts, tuple(_assets(content, href)))
+    except _MALFORMED as error:
+        logger.warning("%s is no STAC Item: %s", name, error)
+        return Dropped(name, "not a valid Item")
+
+
+def item_scene(item: WantedItem, choice: Choice) -> Scene:
+    """The scene of an Item: its assets chosen, its file's header read.
+
+    Raises
+    ------
+    SourceError
+        No asset fits, or its raster cannot be used.
+    ReadError
+        The raster cannot be reached.
+    """
+    where = f"item {item.id}"
+    chosen = choose_assets(item.assets, choice.asset, choice.bands, where)
+    for asset in chosen:
+        if item.facts.item and is_remote(item.facts.item) and not is_remote(asset.href):
+            raise SourceError(f"{where}: asset {asset.key} of a remote Item points to the local file {asset.href}")
+    if len(chosen) == 1:
+        (asset,) = chosen
+        return describe(asset.href, bands=choice.bands or None, hints=_hints(item, asset.bands, choice))
+    bands = [(asset.bands or (AssetBand(),))[0] for asset in chosen]
+    red, green, blue = (Band(asset.href, 1) for asset in chosen)
+    return describe_separate((red, green, blue), _hints(item, tuple(bands), choice))
+
+
+def _hints(item: WantedItem, bands: tuple[AssetBand, ...], choice: Choice) -> Hints:
+    return Hints(item.id, bands, choice.radiometry, choice.sign, item.facts)
+
+
+def _assets(content: dict[str, object], href: str) -> list[ItemAsset]:
+    assets = content["assets"]
+    if not isinstance(assets, dict):
+        raise TypeError("assets must be an object")
+    return [
+        read_asset(key, make_absolute_href(str(fields["href"]), href), fields) for key, fields in sorted(assets.items())
+    ]
+
+
+def _facts(item: pystac.Item, href: str) -> Facts:
+    common = item.common_metadata
+    providers = [provider.name for provider in common.providers or []]
+    return Facts(
+        collection=item.collection_id,
+        datetime=_utc(item.datetime),
+        start=_utc(common.start_datetime),
+        end=_utc(common.end_datetime),
+        cloud_cover=_number(item.properties.get("eo:cloud_cover")),
+        sun_elevation=_number(item.properties.get("view:sun_elevation")),
+        off_nadir=_number(item.properties.get("view:off_nadir")),
+        licence=common.license,
+        provider=", ".join(providers) or None,
+        item=href,
+    )
+
+
+def _utc(moment: dt.datetime | None) -> dt.datetime | None:
+    if moment is None:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
+
+
+def _number(value: object) -> float | None:
+    return None if value is None else float(str(value))

@@ -1,0 +1,165 @@
+"""From what a user calls a source to scenes in mosaic order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import shapely
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
+
+from geodino.aoi import AOI
+from geodino.errors import AOIError, SourceError
+from geodino.shipped import sample_catalog
+from geodino.sources.config import SourceConfig, source_config
+from geodino.sources.geotiff import Hints, describe, expand_folder
+from geodino.sources.items import Choice, WantedItem, item_scene, sift
+from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of
+from geodino.sources.scene import Scene
+from geodino.sources.search import Dropped, Found, Search, in_order, sentences
+from geodino.sources.stac import stac_items
+
+logger = logging.getLogger(__name__)
+
+# Where `auto` looks once the AOI is off the embedded sample.
+DEFAULT_SOURCE = "planetary-computer-naip"
+_ROOTS = ("catalog.json", "collection.json")
+# Headers read at once.
+_READERS = 8
+
+
+def find_scenes(sources: Sequence[str], *, aoi: AOI, search: Search) -> Found:
+    """The scenes of all sources that meet the AOI and fit the search, in mosaic order; none is no error.
+
+    Parameters
+    ----------
+    sources
+        Each a GeoTIFF (path or URL), a folder of GeoTIFFs, a static STAC catalog, collection or Item (path or URL), the
+        URL of a STAC API, the name of a source config, `sample` for the embedded scenes, or `auto` for these where the
+        AOI lies on them and the default config elsewhere.
+
+    Raises
+    ------
+    SourceError
+        No such file, a raster without three bands or a CRS, an Item without a fitting asset.
+    ReadError
+        A source that cannot be reached or decoded.
+    ConfigError
+        An unknown config, or one with a fault.
+    """
+    scenes: list[Scene] = []
+    dropped: list[Dropped] = []
+    for source in sources:
+        found, left_out = _find(source, aoi, search)
+        scenes.extend(found)
+        dropped.extend(left_out)
+    said = sentences(dropped)
+    logger.info("%d scenes of %s; left out: %s", len(scenes), ", ".join(sources), "; ".join(said) or "none")
+    return Found(in_order(scenes, search.order), said)
+
+
+_Result = tuple[list[Scene], list[Dropped]]
+
+
+def _find(source: str, aoi: AOI, search: Search) -> _Result:
+    if source == "auto":
+        scenes, dropped = _find("sample", aoi, search) if sample_catalog().is_file() else ([], [])
+        return (scenes, dropped) if scenes else _find(DEFAULT_SOURCE, aoi, search)
+    if source == "sample":
+        return _stac(str(sample_catalog()), (), Choice(bands=search.bands, radiometry=search.radiometry), aoi, search)
+    if is_remote(source):
+        return (
+            _files([source], aoi, search) if suffix_of(source) in RASTER_SUFFIXES else _plain_stac(source, aoi, search)
+        )
+    path = local_path(source)
+    if path.is_dir():
+        for root in _ROOTS:
+            if (path / root).is_file():
+                return _plain_stac(str(path / root), aoi, search)
+        return _folder(source, aoi, search)
+    if path.is_file():
+        return (
+            _plain_stac(source, aoi, search) if path.suffix in (".json", ".geojson") else _files([source], aoi, search)
+        )
+    if path.suffix or path.name != source:
+        raise SourceError(f"source {source}: no such file or folder")
+    return _configured(source_config(source), aoi, search)
+
+
+def _configured(config: SourceConfig, aoi: AOI, search: Search) -> _Result:
+    # What the user asks for goes before the config.
+    bands = search.bands or config.bands or ()
+    if config.stac is not None:
+        choice = Choice(config.asset, bands, search.radiometry, config.sign)
+        return _stac(config.stac, config.collections, choice, aoi, search)
+    scenes: list[Scene] = []
+    dropped: list[Dropped] = []
+    for path in config.paths:
+        named = Search(search.datetime, search.max_cloud, search.order, bands, search.radiometry)
+        found, left_out = _folder(path, aoi, named) if local_path(path).is_dir() else _files([path], aoi, named)
+        scenes.extend(found)
+        dropped.extend(left_out)
+    return scenes, dropped
+
+
+def _plain_stac(href: str, aoi: AOI, search: Search) -> _Result:
+    return _stac(href, (), Choice(bands=search.bands, radiometry=search.radiometry), aoi, search)
+
+
+def _stac(href: str, collections: tuple[str, ...], choice: Choice, aoi: AOI, search: Search) -> _Result:
+    area = shape(aoi.geojson())
+    sifted = [
+        sift(content, at, area, search) for at, content in stac_items(href, area, search, collections=collections)
+    ]
+    dropped = [entry for entry in sifted if isinstance(entry, Dropped)]
+    wanted = [entry for entry in sifted if isinstance(entry, WantedItem)]
+    with ThreadPoolExecutor(_READERS) as readers:
+        scenes = list(readers.map(lambda item: item_scene(item, choice), wanted))
+    return _over(aoi, scenes, dropped)
+
+
+def _files(hrefs: Sequence[str], aoi: AOI, search: Search) -> _Result:
+    scenes: list[Scene] = []
+    dropped: list[Dropped] = []
+    for href in hrefs:
+        scene = describe(href, bands=search.bands or None, hints=Hints(radiometry=search.radiometry))
+        why = search.refusal(scene.facts)
+        if why is None:
+            scenes.append(scene)
+        else:
+            dropped.append(Dropped(scene.id, why))
+    return _over(aoi, scenes, dropped)
+
+
+def _folder(folder: str, aoi: AOI, search: Search) -> _Result:
+    """The rasters of a folder; what is no picture, such as a height model beside it, is left out."""
+    scenes: list[Scene] = []
+    dropped: list[Dropped] = []
+    for href in expand_folder(folder):
+        try:
+            found, left_out = _files([href], aoi, search)
+        except SourceError as error:
+            logger.warning("left out: %s", error)
+            dropped.append(Dropped(local_path(href).name, "no usable picture"))
+            continue
+        scenes.extend(found)
+        dropped.extend(left_out)
+    return scenes, dropped
+
+
+def _over(aoi: AOI, scenes: Sequence[Scene], dropped: list[Dropped]) -> _Result:
+    """The scenes whose pixels meet the AOI; an Item's outline may say more than its raster holds."""
+    meeting = [scene for scene in scenes if _meets(aoi, scene)]
+    off = [Dropped(scene.id, "off the AOI") for scene in scenes if scene not in meeting]
+    return meeting, dropped + off
+
+
+def _meets(aoi: AOI, scene: Scene) -> bool:
+    try:
+        area: BaseGeometry = aoi.geometry(scene.crs)
+    except AOIError:
+        # The scene's CRS cannot hold the AOI, so the scene lies elsewhere on the Earth.
+        return False
+    return bool(shapely.intersects(area, scene.footprint))

@@ -1,0 +1,144 @@
+"""What is looked for, in which order it counts, and what was left out."""
+
+from __future__ import annotations
+
+import calendar
+import datetime as dt
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from geodino.errors import ConfigError
+from geodino.sources.scene import Facts, Scene
+
+ORDERS = ("newest", "least-cloud")
+_LONG_AGO = dt.datetime.min.replace(tzinfo=dt.UTC)
+_FAR_AHEAD = dt.datetime.max.replace(tzinfo=dt.UTC)
+_MOMENT = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](.+))?)?)?")
+# Ids named in one sentence of what was left out.
+_NAMED = 3
+
+
+class Dropped(NamedTuple):
+    """Something that was left out, and why: `over 10 % cloud`."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which scenes are wanted.
+
+    Attributes
+    ----------
+    datetime
+        As in STAC: `2020`, `2020-05/2021-06`, `../2022-01-01`; None for any time. Times without a zone are UTC.
+    max_cloud
+        Percent; scenes that state more are left out, scenes that state nothing stay. None for any.
+    order
+        `newest` (then by id), or `least-cloud` (unknown last, then newest).
+    bands
+        Red, green and blue by name or 1-based number; empty: as the source says.
+    radiometry
+        A profile's name, or `auto`.
+
+    Raises
+    ------
+    ConfigError
+        A datetime that cannot be read, an unknown order.
+    """
+
+    datetime: str | None = None
+    max_cloud: float | None = None
+    order: str = "newest"
+    bands: tuple[str, ...] = ()
+    radiometry: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise ConfigError(f"order {self.order} must be one of {', '.join(ORDERS)}")
+        self.interval()
+
+    def interval(self) -> tuple[dt.datetime, dt.datetime]:
+        """First and last moment that count, aware, UTC."""
+        if self.datetime is None:
+            return _LONG_AGO, _FAR_AHEAD
+        first, slash, last = self.datetime.partition("/")
+        start = _LONG_AGO if first.strip() in ("", "..") and slash else _span(first)[0]
+        end = (_FAR_AHEAD if last.strip() in ("", "..") else _span(last)[1]) if slash else _span(first)[1]
+        if start > end:
+            raise ConfigError(f"datetime {self.datetime} ends before it starts")
+        return start, end
+
+    def refusal(self, facts: Facts) -> str | None:
+        """Why an acquisition is left out, or None where it fits. Called for both files and Items."""
+        if self.datetime is not None:
+            first = facts.datetime or facts.start
+            last = facts.datetime or facts.end or facts.start
+            if first is None or last is None:
+                return "of unknown date, while a datetime is asked for"
+            start, end = self.interval()
+            if last < start or first > end:
+                return f"outside of {self.datetime}"
+        if self.max_cloud is not None and facts.cloud_cover is not None and facts.cloud_cover > self.max_cloud:
+            return f"over {self.max_cloud:g} % cloud"
+        return None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Scenes in mosaic order, and one sentence for each reason why others were left out."""
+
+    scenes: tuple[Scene, ...]
+    dropped: tuple[str, ...]
+
+
+def in_order(scenes: Iterable[Scene], order: str) -> tuple[Scene, ...]:
+    """Scenes in mosaic order, the same for any order they came in; the same files twice count once.
+
+    A scene without a date is older than all others.
+    """
+
+    def age(scene: Scene) -> tuple[float, str, tuple[str, ...]]:
+        seconds = scene.datetime.timestamp() if scene.datetime else float("-inf")
+        return -seconds, scene.id, tuple(f"{band.href}#{band.index}" for band in scene.bands)
+
+    def cloud(scene: Scene) -> tuple[float, float, str, tuple[str, ...]]:
+        return float("inf") if scene.cloud_cover is None else scene.cloud_cover, *age(scene)
+
+    unique = {scene.bands: scene for scene in scenes}.values()
+    return tuple(sorted(unique, key=cloud if order == "least-cloud" else age))
+
+
+def sentences(dropped: Iterable[Dropped]) -> tuple[str, ...]:
+    """One sentence a reason: `12 over 10 % cloud (a, b, c, ...)`."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in dropped:
+        by_reason.setdefault(why, []).append(name)
+    return tuple(
+        f"{len(names)} {why} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
+        for why, names in by_reason.items()
+    )
+
+
+def _span(text: str) -> tuple[dt.datetime, dt.datetime]:
+    """First and last moment of a year, month, day or moment."""
+    found = _MOMENT.fullmatch(text.strip())
+    try:
+        if found is None:
+            raise ValueError("not a date")
+        year, month, day, clock = found.groups()
+        if clock is not None:
+            moment = dt.datetime.fromisoformat(text.strip())
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+            return moment, moment
+        first = dt.datetime(int(year), int(month or 1), int(day or 1), tzinfo=dt.UTC)
+        last_month = int(month or 12)
+        last_day = int(day or calendar.monthrange(int(year), last_month)[1])
+        return first, dt.datetime(int(year), last_month, last_day, 23, 59, 59, 999_999, tzinfo=dt.UTC)
+    except ValueError as error:
+        raise ConfigError(
+            f"datetime {text} cannot be read ({error}); write 2020, 2020-05, 2020-05-31 or first/last"
+        ) from error
