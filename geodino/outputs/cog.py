@@ -143,7 +143,7 @@ def stage_to_cog(stage: StagedRaster, name: str, target: Path, *, clip: Window, 
 
 
 def write_cog(array: xr.DataArray, path: Path | str) -> CogReceipt:
-    """Write a georeferenced array as a COG, never holding more than a few strips of 512 rows and what they need.
+    """Write a georeferenced array as a COG, chunk by chunk: never all of it is in memory.
 
     Parameters
     ----------
@@ -173,8 +173,7 @@ def write_cog(array: xr.DataArray, path: Path | str) -> CogReceipt:
     with scratch_file(target) as part:
         stage = StagedRaster(part, GeoBox(extent.shape, geobox.affine, geobox.crs), extent, block=BLOCK, names=[name])
         # One graph for the whole array: strip by strip, neighbours would compute what they share twice.
-        strips = da.asarray(array.data).rechunk((BLOCK, width))
-        da.store(strips, _Sink(stage), lock=Lock(), scheduler="threads")
+        da.store(da.asarray(array.data), _Sink(stage, (height, width)), lock=Lock(), scheduler="threads")
         stage.close()
         return stage_to_cog(stage, name, target, clip=Window(0, 0, height, width), profile=CogProfile(name, unit, tags))
 
@@ -226,17 +225,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass(frozen=True)
 class _Sink:
-    """Takes what dask stores, strips of 512 rows in any order, and writes it as cells."""
+    """Takes an array's chunks in any order and writes strips of 512 rows as soon as they are whole.
 
-    stage: StagedRaster
+    Not `rechunk`: with it dask computes a third of the array before it stores the first strip (2026.8, rows that share
+    a task with their neighbours), and three rows of chunks without.
+    """
 
-    def __setitem__(self, place: tuple[slice, slice], strip: npt.NDArray[np.float32]) -> None:
-        padding = (0, BLOCK - strip.shape[0]), (0, self.stage.extent.width - strip.shape[1])
-        padded = np.pad(strip.astype(np.float32, copy=False), padding, constant_values=np.nan)
+    def __init__(self, stage: StagedRaster, shape: tuple[int, int]) -> None:
+        self.stage, self.shape = stage, shape
+        self.strips: dict[int, npt.NDArray[np.float32]] = {}
+        self.missing_px: dict[int, int] = {}
+
+    def __setitem__(self, place: tuple[slice, slice], chunk: npt.NDArray[np.generic]) -> None:
+        rows, cols = place
+        for top in range(rows.start // BLOCK * BLOCK, rows.stop, BLOCK):
+            first, last = max(rows.start, top), min(rows.stop, top + BLOCK)
+            if top not in self.strips:
+                self.strips[top] = np.full((BLOCK, self.stage.extent.width), np.nan, np.float32)
+                self.missing_px[top] = min(BLOCK, self.shape[0] - top) * self.shape[1]
+            self.strips[top][first - top : last - top, cols] = chunk[first - rows.start : last - rows.start]
+            self.missing_px[top] -= (last - first) * (cols.stop - cols.start)
+            if not self.missing_px[top]:
+                self._write(top, self.strips.pop(top))
+
+    def _write(self, top: int, strip: npt.NDArray[np.float32]) -> None:
         for col in range(0, self.stage.extent.width, BLOCK):
-            self.stage.write(Window(place[0].start, col, BLOCK, BLOCK), padded[None, :, col : col + BLOCK])
+            self.stage.write(Window(top, col, BLOCK, BLOCK), strip[None, :, col : col + BLOCK])
 
 
 def _virtual_raster(stage: StagedRaster, band: int, clip: Window, profile: CogProfile, census: Census) -> str:
