@@ -109,7 +109,7 @@ def row_of_folder(folder: Path) -> ModelRow:
     """
     family = family_of(folder)
     config = _config(folder, NETWORKS[family])
-    mean, std = _statistics(folder)
+    mean, std = statistics_of(folder)
     shape = _shape(config)
     for row in rows():
         if (row.family, row.shape, row.mean, row.std) == (family, shape, mean, std):
@@ -123,8 +123,16 @@ def row_of_folder(folder: Path) -> ModelRow:
         std,
         _tiling(config),
         Licence("as stated by its makers", ""),
+        gsd_m=_stated_gsd(folder),
         heads=("height", "spread") if family == "chmv2" else (),
     )
+
+
+def statistics_of(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and std of red, green, blue, from preprocessor_config.json."""
+    path = folder / "preprocessor_config.json"
+    found = read_json(path)
+    return _triple(path, found, "image_mean"), _triple(path, found, "image_std")
 
 
 @contextmanager
@@ -148,10 +156,15 @@ def _config(folder: Path, network_class: type[PreTrainedModel]) -> PreTrainedCon
         raise ModelError(f"config.json of {folder} does not describe a model: {error}") from error
 
 
-def _statistics(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    path = folder / "preprocessor_config.json"
-    found = read_json(path)
-    return _triple(path, found, "image_mean"), _triple(path, found, "image_std")
+def _stated_gsd(folder: Path) -> float | None:
+    """Metres a pixel, where preprocessor_config.json says so under `gsd_m`: a key of ours, which others ignore."""
+    match read_json(folder / "preprocessor_config.json").get("gsd_m"):
+        case int() | float() as gsd_m if gsd_m > 0:
+            return float(gsd_m)
+        case None:
+            return None
+        case other:
+            raise ModelError(f"{folder / 'preprocessor_config.json'} says gsd_m {other}: it must be metres a pixel")
 
 
 def _triple(path: Path, found: dict[str, object], key: str) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from geodino.errors import ModelError
 from geodino.models.catalog import ModelRow, row, rows
-from geodino.models.checkpoint import load_network, row_of_folder
+from geodino.models.checkpoint import load_network, row_of_folder, statistics_of
 from geodino.models.dinov3 import Backbone
 from geodino.models.files import sha256_of, weight_files
 from geodino.models.hub import access, fetch, refusal, weights_at_hand
@@ -18,6 +19,8 @@ from geodino.models.official import load_official, official_row
 from geodino.models.precision import Precision, choose_device, choose_precision
 from geodino.models.predictor import Model
 from geodino.shipped import nano_folder
+
+logger = logging.getLogger(__name__)
 
 # From so many parameters on: 7B needs 13 GB in bf16 and 27 GB in float32.
 BF16_FROM_PARAMETERS = 2_000_000_000
@@ -121,11 +124,20 @@ def find_weights(name_or_path: str | Path) -> Weights:
 
 
 def _of_catalog(known: ModelRow) -> Weights:
-    if known.hub_id is not None:
-        return Weights(known, fetch(known.hub_id))
-    if not weights_at_hand(known):
+    if known.hub_id is None and not weights_at_hand(known):
         raise refusal(access(known))
-    return Weights(known, nano_folder())
+    folder = nano_folder() if known.hub_id is None else fetch(known.hub_id)
+    stated = statistics_of(folder)
+    if stated != (known.mean, known.std):
+        # Two red means are in circulation (see the catalog), and the processor's class falls back on ImageNet's.
+        logger.warning(
+            "preprocessor_config.json of %s says mean and std %s; %s is run with %s, as its makers publish",
+            folder,
+            stated,
+            known.name,
+            (known.mean, known.std),
+        )
+    return Weights(known, folder)
 
 
 def _of_hub(hub_id: str) -> Weights:
