@@ -138,7 +138,7 @@ def test_an_interrupted_run_clears_up_itself(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
-def test_a_publication_killed_half_way_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publication_that_fails_half_way_leaves_no_record(tmp_path: Path) -> None:
     write_run(tmp_path, "first")
     with pytest.raises(OutputError, match="cannot write"), OutputFolder(tmp_path, overwrite=True) as folder:
         for name in OUTPUT_NAMES:

@@ -71,6 +71,14 @@ def test_a_demonstration_model_is_called_one_in_red(tmp_path: Path) -> None:
     assert share(drawn(replace(shown, demonstration=True), tmp_path / "b.png"), alarm) > 0
 
 
+def test_a_long_caption_stays_inside_the_picture(tmp_path: Path) -> None:
+    long = ("scenes " + ", ".join(f"MW_{number}_NAIP" for number in range(60)),)
+    picture = drawn(replace(preview(300, 30), caption=long), tmp_path / "p.png")
+    header = picture[:150]
+    assert (header < 200).any()
+    assert (picture[:, -20:] == 255).all()
+
+
 def test_the_same_preview_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         render_preview(preview(80, 90), tmp_path / name)

@@ -7,7 +7,8 @@ legend: panels take the shape of the AOI, everything else is laid out around the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import textwrap
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from matplotlib.transforms import Transform
 DOTS_PER_INCH = 100
 LARGEST_WIDTH = 16.0
 MARGIN, GAP, HEADER_LINE, FOOTER = 0.4, 0.35, 0.24, 1.0
+LETTERS_PER_INCH = 12.5  # of 9.5 pt DejaVu Sans, wide ones counted in
 NARROWEST_WIDTH = 7.6  # the legend needs as much
 
 # Sand to forest to night. Perceptually uniform: CIELAB lightness falls from 94 to 17, and 256 steps differ by 0.49 to
@@ -71,7 +73,7 @@ class _Layout:
     panel_width: float
     panel_height: float
     side_by_side: bool
-    header: float
+    header: float = 0.0
 
     @property
     def figure(self) -> tuple[float, float]:
@@ -92,8 +94,9 @@ class _Layout:
 
 def render_preview(preview: Preview, path: Path) -> None:
     """Draw the preview as a PNG of at most 1600 pixels across."""
-    lines = len(preview.caption) + preview.demonstration
-    layout = _lay_out(*preview.height.shape, header=1.0 + HEADER_LINE * lines)
+    layout = _lay_out(*preview.height.shape)
+    lines = _wrapped(preview, layout.figure[0])
+    layout = replace(layout, header=1.0 + HEADER_LINE * len(lines))
     width, height = layout.figure
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
     top = top_of_scale(preview.height)
@@ -103,7 +106,7 @@ def render_preview(preview: Preview, path: Path) -> None:
     canopy[..., 3] = np.isfinite(preview.height)
     for index, (label, picture) in enumerate([("image", photo), ("canopy height", canopy)]):
         _draw_panel(_axes(figure, layout.panel(index)), label, picture)
-    _write_header(figure, preview)
+    _write_header(figure, preview.title, lines)
     _draw_legend(figure, colours, preview.gsd_m * preview.height.shape[1] / layout.panel_width)
     # No software entry: the same run gives the same bytes.
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
@@ -124,11 +127,11 @@ def round_length(longest: float) -> float:
     return next(step * power for step in (5, 2, 1, 0.5) if step * power <= longest)
 
 
-def _lay_out(rows: int, cols: int, *, header: float) -> _Layout:
+def _lay_out(rows: int, cols: int) -> _Layout:
     beside = min((LARGEST_WIDTH - 2 * MARGIN - GAP) / 2 / cols, 8.0 / rows)
     stacked = min(12.0 / cols, 4.6 / rows)
     inches = max(beside, stacked)
-    return _Layout(cols * inches, rows * inches, beside >= stacked, header)
+    return _Layout(cols * inches, rows * inches, beside >= stacked)
 
 
 def _axes(figure: Figure, inches: tuple[float, float, float, float]) -> Axes:
@@ -148,12 +151,18 @@ def _draw_panel(axes: Axes, label: str, picture: npt.NDArray[np.float64]) -> Non
         spine.set(color=FAINT, linewidth=0.6)
 
 
-def _write_header(figure: Figure, preview: Preview) -> None:
-    width, height = figure.get_size_inches()
-    lines = [(line, FAINT, "normal") for line in preview.caption]
+def _wrapped(preview: Preview, width: float) -> list[tuple[str, str, str]]:
+    """The lines under the title, none wider than the figure: text, colour, weight."""
+    letters = int((width - 2 * MARGIN) * LETTERS_PER_INCH)
+    lines = [(part, FAINT, "normal") for line in preview.caption for part in textwrap.wrap(line, letters)]
     if preview.demonstration:
         lines.append(("demonstration model: shows how geodino works, not for decisions", ALARM, "bold"))
-    figure.text(MARGIN / width, 1 - 0.28 / height, preview.title, fontsize=15, weight="bold", color=INK, va="top")
+    return lines
+
+
+def _write_header(figure: Figure, title: str, lines: list[tuple[str, str, str]]) -> None:
+    width, height = figure.get_size_inches()
+    figure.text(MARGIN / width, 1 - 0.28 / height, title, fontsize=15, weight="bold", color=INK, va="top")
     for index, (line, colour, weight) in enumerate(lines):
         y = 1 - (0.64 + HEADER_LINE * index) / height
         figure.text(MARGIN / width, y, line, fontsize=9.5, color=colour, weight=weight, va="top")
