@@ -211,3 +211,18 @@ hf_hub_download("open/tiny", "model.safetensors")
 print(weights_at_hand(known))
 """
     assert ask(code, tmp_path, HF_ENDPOINT=hub) == "False\nTrue\n"
+
+
+def test_a_catalog_model_keeps_its_published_statistics_and_a_difference_is_told(hub: str, tmp_path: Path) -> None:
+    code = """
+import logging, sys
+from dataclasses import replace
+from geodino.models import catalog, load_model
+logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
+for mean in ((0.420, 0.411, 0.296), (0.430, 0.411, 0.296)):
+    catalog._ROWS = (replace(catalog.row("chmv2"), hub_id="open/tiny", mean=mean),)
+    print(load_model("chmv2", device="cpu").mean)
+"""
+    same, warning, kept = ask(code, tmp_path, HF_ENDPOINT=hub).splitlines()
+    assert (same, kept) == ("(0.42, 0.411, 0.296)", "(0.43, 0.411, 0.296)")
+    assert "says mean and std ((0.42, 0.411, 0.296)" in warning and "chmv2 is run with ((0.43," in warning

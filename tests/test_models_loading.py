@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import canopy_network, convnext_config, randomise, save, vit_config
+from tiny_models import CHMV2_STATISTICS, canopy_network, convnext_config, randomise, save, vit_config
 from transformers import CHMv2ForDepthEstimation, DINOv3ConvNextModel, DINOv3ViTModel
 
 from geodino.errors import ModelError
@@ -117,6 +117,11 @@ def test_a_missing_shard_is_named(saved: Path, tmp_path: Path) -> None:
         ("config.json", '{"model_type": "bert"}', "says model_type bert: geodino loads chmv2, dinov3_vit"),
         ("config.json", '{"model_type": "chmv2", "min_depth": "low"}', "does not describe a model"),
         ("preprocessor_config.json", None, r"has no preprocessor_config\.json"),
+        (
+            "preprocessor_config.json",
+            '{"image_mean": [0.4, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "gsd_m": "60 cm"}',
+            "says gsd_m 60 cm: it must be metres a pixel",
+        ),
         ("preprocessor_config.json", '{"image_mean": [0.4, 0.4]}', "image_mean .*must be three numbers"),
     ],
 )
@@ -131,6 +136,14 @@ def test_mean_and_std_come_from_the_folder(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
     model = load_model(folder, device="cpu")
     assert (model.mean, model.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(("stated", "expected"), [({}, None), ({"gsd_m": 0.25}, 0.25)])
+def test_metres_a_pixel_of_an_unknown_model_are_those_it_states(
+    folder: Path, stated: dict[str, float], expected: float | None
+) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps(CHMV2_STATISTICS | stated))
+    assert row_of_folder(folder).gsd_m == expected
 
 
 def test_windows_of_an_unknown_model_have_its_training_size(saved: Path) -> None:
