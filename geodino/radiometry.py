@@ -66,7 +66,9 @@ class Radiometry:
         # In float64, because uint16 * (1 / 65535) in float32 is off by more than half an ulp.
         gain = np.asarray(self.gain)[:, None, None]
         offset = np.asarray(self.offset)[:, None, None]
-        picture: npt.NDArray[np.float64] = np.clip(dn * gain + offset, 0.0, 1.0)
+        picture: npt.NDArray[np.float64] = np.multiply(dn, gain, dtype=np.float64)
+        picture += offset
+        np.clip(picture, 0.0, 1.0, out=picture)
         return picture.astype(np.float32)
 
 

@@ -325,7 +325,7 @@ def test_the_first_scene_wins_and_later_ones_fill_its_holes(write: Write) -> Non
 def test_beyond_all_footprints_a_window_is_empty_and_not_covered(scenes: dict[str, Scene]) -> None:
     extent = whole(scenes["turned"])
     with Mosaic([scenes["turned"]], GRID) as mosaic:
-        beside = Window(extent.row, extent.col_stop + 5, 32, 32)
+        beside = Window(extent.row, extent.col_stop, 32, 32)
         assert not mosaic.covers(beside) and not mosaic.read(beside).valid.any()
         # In the bounds of the turned raster, but outside of its outline.
         corner = Window(extent.row, extent.col, 8, 8)
@@ -386,3 +386,15 @@ def test_what_makes_no_mosaic_is_refused(scenes: dict[str, Scene]) -> None:
         Mosaic([], GRID)
     with pytest.raises(ConfigError, match="resampling cubist must be one of nearest"):
         Mosaic([scenes["coarse"]], GRID, resampling="cubist")
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_window_that_is_not_covered_has_no_pixel(scenes: dict[str, Scene], data: st.DataObject) -> None:
+    scene = scenes[data.draw(st.sampled_from(KINDS))]
+    extent = whole(scene).padded(6)
+    row = data.draw(st.integers(extent.row, extent.row_stop))
+    col = data.draw(st.integers(extent.col, extent.col_stop))
+    window = Window(row, col, data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12)))
+    with Mosaic([scene], GRID) as mosaic:
+        assert mosaic.covers(window) or not mosaic.read(window).valid.any()

@@ -95,7 +95,7 @@ class Mosaic:
         self.scenes = tuple(scenes)
         self._resampling = resampling
         self._windows = [footprint_window(scene, grid) for scene in self.scenes]
-        self._footprints = [scene.footprint_in(grid.crs) for scene in self.scenes]
+        self._footprints = shapely.STRtree([scene.footprint_in(grid.crs) for scene in self.scenes])
         self._levels: dict[int, Level] = {}
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -108,12 +108,12 @@ class Mosaic:
         return reduce(Window.union, self._windows)
 
     def covers(self, window: Window) -> bool:
-        """Whether any footprint meets the window; by outlines alone, without a read."""
-        box = shapely.box(*self.grid.bounds(window))
-        return any(
-            not window.intersection(whole).empty and footprint.intersects(box)
-            for whole, footprint in zip(self._windows, self._footprints, strict=True)
-        )
+        """Whether any footprint meets the window's pixel centres; by outlines alone, without a read."""
+        minx, miny, maxx, maxy = self.grid.bounds(window)
+        # Half a pixel less on each side, as neighbours that only share an edge share no pixel.
+        inset = 0.49 * self.grid.gsd
+        box = shapely.box(minx + inset, miny + inset, maxx - inset, maxy - inset)
+        return bool(self._footprints.query(box, predicate="intersects").size)
 
     def read(self, window: Window) -> Pixels:
         """The pixels of a window; invalid where no scene has any.

@@ -1,0 +1,219 @@
+"""STAC and rasters over a real HTTP server on this machine: APIs, byte ranges, faults, names not to be followed."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from shapely.geometry import shape
+from source_scenes import GSD, SIDE, Item, area_of_interest, configured, ids, make_item, write_catalog, write_scene
+
+from geodino.aoi import AOI
+from geodino.errors import ConfigError, ReadError, SourceError
+from geodino.grid import Grid
+from geodino.sources import Mosaic, Search, find_scenes
+from geodino.sources.warp import footprint_window
+
+
+@pytest.fixture(scope="module")
+def aoi() -> AOI:
+    return area_of_interest()
+
+
+@dataclass
+class Site:
+    """What the server serves: a folder with byte ranges, and a STAC API of some Items."""
+
+    folder: Path
+    items: list[Item] = field(default_factory=list)
+    post: bool = True
+    searches: list[dict[str, object]] = field(default_factory=list)
+    cut_once: set[str] = field(default_factory=set)
+    url: str = ""
+
+    def answer(self, wanted: dict[str, object]) -> dict[str, object]:
+        """A page of two Items, and a link to the next, as the standard has it for POST and GET."""
+        self.searches.append(wanted)
+        start = int(str(wanted.get("token", 0)))
+        area = wanted.get("intersects")
+        area = json.loads(area) if isinstance(area, str) else area
+        fit = [item for item in self.items if shape(item["geometry"]).intersects(shape(area))]
+        links: list[dict[str, object]] = []
+        if start + 2 < len(fit):
+            following = {"rel": "next", "type": "application/geo+json", "href": f"{self.url}/api/search"}
+            if self.post:
+                links.append(following | {"method": "POST", "body": {**wanted, "token": start + 2}})
+            else:
+                query = f"?collections=aerial&intersects={json.dumps(area)}&token={start + 2}"
+                links.append(following | {"href": following["href"] + query, "method": "GET"})
+        return {"type": "FeatureCollection", "features": fit[start : start + 2], "links": links}
+
+    def root(self) -> dict[str, object]:
+        methods = ["POST", "GET"] if self.post else ["GET"]
+        return {
+            "type": "Catalog",
+            "stac_version": "1.0.0",
+            "id": "api",
+            "description": "x",
+            "conformsTo": ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"],
+            "links": [
+                {"rel": "search", "type": "application/geo+json", "href": f"{self.url}/api/search", "method": method}
+                for method in methods
+            ],
+        }
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A server on 127.0.0.1 that knows byte ranges, and may cut a file's body short once."""
+    served = Site(tmp_path)
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            if parts.path in ("/api", "/api/"):
+                return self._send_json(served.root())
+            if parts.path == "/api/search":
+                return self._send_json(served.answer({key: value[0] for key, value in parse_qs(parts.query).items()}))
+            return self._send_file(served.folder / parts.path.lstrip("/"))
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self._send_json(served.answer(json.loads(body)))
+
+        def _send_json(self, content: dict[str, object]) -> None:
+            self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+        def _send_file(self, path: Path) -> None:
+            if not path.is_file():
+                return self._send(404, b"", {})
+            content = path.read_bytes()
+            ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if not ranged:
+                return self._send(200, content, {"Accept-Ranges": "bytes"})
+            first, last = int(ranged[1]), min(int(ranged[2]), len(content) - 1)
+            headers = {"Content-Range": f"bytes {first}-{last}/{len(content)}", "Accept-Ranges": "bytes"}
+            if path.name in served.cut_once and first > 0:
+                served.cut_once.discard(path.name)
+                self.close_connection = True
+                return self._send(206, content[first : last + 1], headers, cut=True)
+            return self._send(206, content[first : last + 1], headers)
+
+        def _send(self, code: int, body: bytes, headers: dict[str, str], *, cut: bool = False) -> None:
+            self.send_response(code)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body[: len(body) // 2] if cut else body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    served.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield served
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("post", [True, False])
+def test_an_api_is_paged_to_the_end_and_sifted_here(
+    site: Site, aoi: AOI, post: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.post = post
+    for number in range(5):
+        write_scene(site.folder / f"{number}.tif", seed=number)
+        when = f"20{18 + number}-01-01T00:00:00Z"
+        site.items.append(make_item(f"s{number}", f"{site.url}/{number}.tif", datetime=when))
+    # This server knows neither datetime nor cloud cover, as some do not.
+    site.items.append(make_item("cloudy", f"{site.url}/0.tif", **{"eo:cloud_cover": 90}))
+    source = configured(monkeypatch, stac=f"{site.url}/api", collections=["aerial"])
+    found = find_scenes([source], aoi=aoi, search=Search(datetime="2019/..", max_cloud=20))
+    assert ids(found.scenes) == ["s4", "s3", "s2", "s1"]
+    assert sorted(found.dropped) == ["1 outside of 2019/.. (s0)", "1 over 20 % cloud (cloudy)"]
+    assert len(site.searches) == 3
+    asked = site.searches[0]["collections"]
+    assert asked == (["aerial"] if post else "aerial")
+
+
+def test_an_api_needs_collections(site: Site, aoi: AOI) -> None:
+    with pytest.raises(ConfigError, match="name its collections"):
+        find_scenes([f"{site.url}/api"], aoi=aoi, search=Search())
+
+
+def test_a_catalog_over_http_shows_the_pixels_of_the_disk(site: Site, aoi: AOI) -> None:
+    pixels = write_scene(site.folder / "a.tif")
+    root = write_catalog(site.folder, [make_item("one", "../a.tif")])
+    (remote,) = find_scenes([f"{site.url}/catalog.json"], aoi=aoi, search=Search()).scenes
+    (local,) = find_scenes([root], aoi=aoi, search=Search()).scenes
+    assert remote.bands[0].href == f"{site.url}/a.tif"
+    grid = Grid(local.crs, GSD)
+    with Mosaic([remote], grid) as mosaic:
+        image = mosaic.read(footprint_window(remote, grid)).image
+    np.testing.assert_array_equal(image, local.radiometry.apply(pixels))
+
+
+def test_a_body_that_ends_early_is_read_again(site: Site, aoi: AOI, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = write_scene(site.folder / "cut.tif")
+    (scene,) = find_scenes([f"{site.url}/cut.tif"], aoi=aoi, search=Search()).scenes
+    site.cut_once.add("cut.tif")
+    grid = Grid(scene.crs, GSD)
+    with Mosaic([scene], grid) as mosaic:
+        image = mosaic.read(footprint_window(scene, grid)).image
+    np.testing.assert_array_equal(image, scene.radiometry.apply(pixels))
+    assert not site.cut_once and "attempt 1 of 3 failed" in caplog.text
+
+
+def test_what_is_not_there_is_a_read_error(site: Site, aoi: AOI) -> None:
+    for source in (f"{site.url}/none.json", f"{site.url}/none.tif"):
+        with pytest.raises(ReadError, match=r"none\.(json|tif) cannot be read"):
+            find_scenes([source], aoi=aoi, search=Search())
+
+
+@pytest.mark.parametrize("kind", ["link", "asset"])
+def test_a_remote_catalog_cannot_name_local_files(site: Site, aoi: AOI, tmp_path: Path, kind: str) -> None:
+    write_scene(site.folder / "a.tif")
+    secret = (tmp_path / "a.tif").as_uri()
+    write_catalog(site.folder, [make_item("one", secret if kind == "asset" else "../a.tif")])
+    if kind == "link":
+        path = site.folder / "collection.json"
+        path.write_text(path.read_text().replace("./items/0.json", (tmp_path / "items/0.json").as_uri()))
+    with pytest.raises(SourceError, match="local file"):
+        find_scenes([f"{site.url}/catalog.json"], aoi=aoi, search=Search())
+
+
+def test_a_remote_file_that_turns_into_a_vrt_is_not_read(site: Site, aoi: AOI) -> None:
+    write_scene(site.folder / "turn.tif")
+    (scene,) = find_scenes([f"{site.url}/turn.tif"], aoi=aoi, search=Search()).scenes
+    secret = site.folder / "secret.tif"
+    write_scene(secret, seed=9)
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename>{secret}</SourceFilename>'
+        f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    # Under another name, because GDAL still remembers the first bytes of the old file.
+    document = f'<VRTDataset rasterXSize="{SIDE}" rasterYSize="{SIDE}">{bands}</VRTDataset>'
+    (site.folder / "turned.tif").write_text(document)
+    turned = replace(scene, bands=tuple(replace(band, href=f"{site.url}/turned.tif") for band in scene.bands))
+    grid = Grid(scene.crs, GSD)
+    with Mosaic([turned], grid) as mosaic, pytest.raises(ReadError, match=r"turned\.tif.*not recognized"):
+        mosaic.read(footprint_window(scene, grid))
