@@ -162,12 +162,9 @@ def _transformer(scene: Scene, level: Level, target: Affine, grid: Grid) -> str:
         window = footprint_window(scene, grid)
         source = _in_grid_pixels(level, grid)
         return _image_transformer(source, Affine(1.0, 0.0, window.col, 0.0, 1.0, window.row), "")
-    # The datum shift is picked for the scene as a whole; left alone, PROJ may change it within the scene.
-    west, south, east, north = scene.footprint_in(CRS("EPSG:4326")).bounds
     reproject = (
         "<ReprojectTransformer><ReprojectionTransformer>"
         f"<SourceSRS>{_wkt(scene.crs)}</SourceSRS><TargetSRS>{_wkt(grid.crs)}</TargetSRS>"
-        f'<Options><Option key="AREA_OF_INTEREST">{west!r},{south!r},{east!r},{north!r}</Option></Options>'
         "</ReprojectionTransformer></ReprojectTransformer>"
     )
     return _image_transformer(level.transform, target, reproject)
