@@ -29,7 +29,7 @@ from geodino.grid import Grid, Window
 from geodino.plan import RunOptions, find_imagery, places_over
 from geodino.settings import PipelineSpec
 from geodino.sources import Mosaic
-from geodino.stitch import Prediction, Spill, blend_row, finish_row
+from geodino.stitch import Column, Prediction, Spill, blend_row, finish_row
 from geodino.stream import fill_by_reflection
 from geodino.windows import Place, Tiling
 
@@ -42,11 +42,16 @@ Floats = npt.NDArray[np.float32]
 HALO_PX = 512
 _CHUNK_PX = 512
 
+LONG_NAMES = {
+    "height": "canopy height",
+    "spread": "standard deviation of the model's height distribution",
+}
+
 _AS_SHIPPED = PipelineSpec(name="scene", title="Scene", task="canopy-height")
 
 
 def open_scene(
-    source: str | Sequence[str],
+    source: str | Path | Sequence[str | Path],
     *,
     aoi: str | Path,
     options: RunOptions | None = None,
@@ -69,10 +74,12 @@ def open_scene(
     -------
     Dataset
         `image` (band, y, x) float32 in 0-1, `valid` (y, x) whether there is imagery, `aoi` (y, x) whether the AOI
-        holds the pixel's centre, `scene` (y, x) uint16, which of `attrs["scenes"]` gave the pixel, 1-based, 0 where none.
+        holds the pixel's centre, `scene` (y, x) uint16, which of `attrs["scenes"]` gave the pixel, 1-based, 0 where
+        there is none.
         Chunks of 512 px; a pixel's value does not depend on the chunk.
     """
-    sources = (source,) if isinstance(source, str) else tuple(source)
+    given = [source] if isinstance(source, str | Path) else source
+    sources = tuple(str(one) for one in given)
     chosen = replace(options or RunOptions(), sources=sources)
     area = read_aoi(aoi, layer=chosen.aoi_layer, crs=chosen.aoi_crs, repair=chosen.repair_aoi)
     found = find_imagery(_AS_SHIPPED, area, chosen, gsd_m)
@@ -111,8 +118,8 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
     Parameters
     ----------
     scene
-        As `open_scene` gives it; or any Dataset with `image` (band, y, x) float32 in 0-1 on a north-up grid in metres, and, if
-        some pixels have no imagery, `valid` (y, x). With `attrs["aoi_wkt"]` the result is cut to that polygon.
+        As `open_scene` gives it; or any Dataset with `image` (band, y, x) float32 in 0-1 on a north-up grid in metres,
+        and, if some pixels have no imagery, `valid` (y, x). With `attrs["aoi_wkt"]` the result is cut to that polygon.
     tiling
         Windows; None: the model's own.
 
@@ -133,14 +140,21 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
     task = _Rows(scene, grid, extent, out, area, run_tiling, model)
     values = task.compute_lazily(places_over(area, grid, run_tiling))
     geobox = grid.geobox(out)
-    attrs = {
-        "height": {"units": "m", "long_name": "canopy height"},
-        "spread": {"units": "m", "long_name": "standard deviation of the model's height distribution"},
+    # On each variable, because what is written or plotted is one of them.
+    provenance = {
+        "model": model.name,
+        "weights_sha256": model.weights_sha256,
+        "weights_licence": model.licence.name,
+        "scenes": ", ".join(scene.attrs.get("scenes", [])),
     }
     variables = {
-        name: (tuple(geobox.dimensions), values[index], attrs[name]) for index, name in enumerate(model.outputs)
+        name: (
+            tuple(geobox.dimensions),
+            values[index],
+            {"units": "m", "long_name": LONG_NAMES[name]} | provenance,
+        )
+        for index, name in enumerate(model.outputs)
     }
-    provenance = {"model": model.name, "weights_sha256": model.weights_sha256, "gsd_m": grid.gsd}
     return xr.Dataset(variables, coords=xr_coords(geobox), attrs=provenance)
 
 
@@ -194,7 +208,7 @@ class _Rows:
         size = self.model.batch_size(self.tiling.size)
         values = (self.model.predict(np.stack(chips[i : i + size])) for i in range(0, len(chips), size))
         predictions = (Prediction(place, value) for place, value in zip(kept, _each(values), strict=True))
-        return {place: column for place, column in blend_row(predictions, self.tiling)}
+        return dict(blend_row(predictions, self.tiling))
 
     def finish_row(
         self,
@@ -208,7 +222,8 @@ class _Rows:
         strip = self._strip_window(next(iter(columns)).r) if columns else shared
         spill: Spill = {place.c: column[:, self.tiling.stride :] for place, column in above.items()}
         out = np.full((len(self.model.outputs), *shared.shape), np.nan, np.float32)
-        for place, values in finish_row(((p, c) for p, c in columns.items()), spill, self.tiling, {}):  # type: ignore[misc]
+        own = (Column(place, values) for place, values in columns.items())
+        for place, values in finish_row(own, spill, self.tiling, {}):
             cell = self.tiling.cell(place)
             part = cell.intersection(shared)
             if part.empty:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from geodino.errors import ModelError
+from geodino.errors import ConfigError
 from geodino.models.catalog import ModelRow
 
 Precision = Literal["fp32", "bf16"]
@@ -51,7 +51,7 @@ def choose_device(asked: str) -> torch.device:
 
     Raises
     ------
-    ModelError
+    ConfigError
         If the name is unknown or the device is not there.
     """
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -59,13 +59,13 @@ def choose_device(asked: str) -> torch.device:
         return torch.device("cuda:0" if has_cuda else "mps" if has_mps else "cpu")
     kind, _, number = asked.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
-        raise ModelError(f"device {asked} is unknown: use auto, cpu, cuda, cuda:N or mps")
+        raise ConfigError(f"device {asked} is unknown: use auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise ModelError(
+        raise ConfigError(
             f"device {asked} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
         )
     if kind == "mps" and not has_mps:
-        raise ModelError(f"device mps is not there: torch {torch.__version__} sees no Apple GPU")
+        raise ConfigError(f"device mps is not there: torch {torch.__version__} sees no Apple GPU")
     return torch.device(f"cuda:{number or 0}" if kind == "cuda" else kind)
 
 
@@ -78,7 +78,7 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
             return "bf16"
         case "auto":
             return "bf16" if _has_native_bf16(device) else "fp32"
-    raise ModelError(f"precision {asked} is unknown: use auto, fp32 or bf16")
+    raise ConfigError(f"precision {asked} is unknown: use auto, fp32 or bf16")
 
 
 def _has_native_bf16(device: torch.device) -> bool:

@@ -70,7 +70,9 @@ def build_item(record: RunRecord) -> pystac.Item:
             item.add_asset(ASSETS[file.name][0], _asset(file.name, _file_fields(file) | _raster_fields(file, record)))
     item.add_asset("record", _asset("run.json", {}))
     item.add_asset("model", _model_asset(record))
-    item.add_link(pystac.Link("license", record.model.licence_url, title=f"of the weights: {record.model.licence}"))
+    if record.model.licence_url:
+        licence = f"of the weights: {record.model.licence}"
+        item.add_link(pystac.Link("license", record.model.licence_url, title=licence))
     for scene in record.scenes:
         if isinstance(href := scene.get("item"), str):
             item.add_link(pystac.Link("derived_from", href, "application/geo+json", str(scene["id"])))

@@ -73,7 +73,8 @@ class WindowsRecord:
 class ModelRecord:
     """Which weights made the heights, how they were run, and what they may be used for.
 
-    `reference` is what the user asked for (a name, a hub id, a folder), `href` where anybody finds the model.
+    `reference` is what the user asked for (a name, a hub id, a folder), `href` where anybody finds the
+    model, a URN of its weights for one that is on no hub; `licence_url` is empty where its makers give none.
     """
 
     name: str
