@@ -3,9 +3,9 @@
     python benchmarks/end_to_end.py --model nano --pixels 3072
     python benchmarks/end_to_end.py --model vit-l --pixels 1344
 
-Each pair of runs does the same windows in the same batches: once through `geodino.run` (AOI, plan, reading, model loading,
-stitching, COGs, preview, record) and once by the loaded model alone on chips in memory. The ratio of the
-two wall times is taken pair by pair, because machines drift; the median is the figure to quote.
+Each pair of runs does the same windows in the same batches: once through `geodino.run` (AOI, plan, reading, model
+loading, stitching, COGs, preview, record) and once by the loaded model alone on chips in memory. The ratio of the two
+wall times is taken pair by pair, because machines drift; the median is the figure to quote.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def main() -> None:
         ratios.append(bare_s / run_s)
         spent = record.timings
         parts = f"{spent.read_s:.1f}/{spent.forward_s:.1f}/{spent.stitch_s:.1f}/{spent.write_s:.1f}"
-        print(f"{pair + 1:>4} {run_s:>8.1f} {bare_s:>8.1f} {ratios[-1]:>6.2f}  {parts}; beyond forward {run_s - spent.forward_s:.1f}")
+        beyond = f"beyond forward {run_s - spent.forward_s:.1f}"
+        print(f"{pair + 1:>4} {run_s:>8.1f} {bare_s:>8.1f} {ratios[-1]:>6.2f}  {parts}; {beyond}", flush=True)
     print(f"median {statistics.median(ratios):.2f} of the bare model's speed")
 
 

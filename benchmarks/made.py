@@ -61,7 +61,7 @@ def random_model(folder: Path, config: CHMv2Config) -> Path:
         torch.manual_seed(0)
         CHMv2ForDepthEstimation(config).save_pretrained(folder)
         chmv2 = row("chmv2")
-        facts = {"image_mean": list(chmv2.mean), "image_std": list(chmv2.std), "rescale_factor": 1 / 255}
+        facts = {"image_mean": list(chmv2.mean), "image_std": list(chmv2.std), "rescale_factor": 1 / 255, "gsd_m": GSD}
         (folder / "preprocessor_config.json").write_text(json.dumps(facts))
     return folder
 

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --sides 2048 4096 8192 16384
 
-Each size runs in a process of its own, with a model of four narrow layers, so that what is seen is the pipeline and not the
-network. `model` is the process's peak after loading and one forward pass; `run` is its peak at the end.
+Each size runs in a process of its own, with a model of four narrow layers, so that what is seen is the pipeline and
+not the network. `model` is the process's peak after loading and one forward pass; `run` is its peak at the end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def measure(side: int) -> None:
     geodino.run("canopy", aoi=bounds_aoi(side, side), out=CACHE / "out", options=options)
     spent = time.perf_counter() - began
     peak = _peak_gib()
-    print(f"{side:>6} {of_model:>8.2f} {peak:>8.2f} {peak - of_model:>8.2f} {spent:>8.1f} {side**2 / spent / 1e6:>7.2f}")
+    print(
+        f"{side:>6} {of_model:>8.2f} {peak:>8.2f} {peak - of_model:>8.2f} {spent:>8.1f} {side**2 / spent / 1e6:>7.2f}"
+    )
 
 
 def _peak_gib() -> float:

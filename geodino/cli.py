@@ -52,7 +52,9 @@ def cli(context: click.Context, debug: bool, verbose: bool) -> None:
 )
 @click.option("--model", help="A name (`geodino models list`), hub id or folder [default: the pipeline's].")
 @click.option("--datetime", "datetime_", help="Dates as in STAC: 2020, 2020-05/2021-06, ../2022-01-01.")
-@click.option("--max-cloud", type=click.FloatRange(0, 100), help="Most cloud of a scene, percent [default: the pipeline's].")
+@click.option(
+    "--max-cloud", type=click.FloatRange(0, 100), help="Most cloud of a scene, percent [default: the pipeline's]."
+)
 @click.option("--bands", help="Red, green and blue by name or 1-based index: 4,3,2 [default: by name or colour].")
 @click.option("--crs", help="CRS of the result [default: the imagery's where it keeps metres true, else UTM].")
 @click.option("--aoi-layer", help="Layer of the AOI's file.")
@@ -92,7 +94,7 @@ def run(
     elif as_json:
         click.echo(json.dumps(record.as_dict(), indent=2))
     elif not quiet:
-        click.echo(record.as_text())
+        click.echo(f"{record.as_text()}\nthe map is {folder / 'canopy_height.tif'}")
 
 
 @cli.group()

@@ -8,14 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import rasterio
 
 from geodino.aoi import AOI, aoi_mask
-from geodino.estimate import Estimate, measure
 from geodino.errors import ConfigError, SourceError
+from geodino.estimate import Estimate, measure
 from geodino.models import Model, load_model
-from geodino.models.catalog import ModelRow, row, rows
+from geodino.models.catalog import row, rows
 from geodino.models.hub import auto_model
 from geodino.models.loading import find_weights
+from geodino.models.precision import choose_device, choose_precision
 from geodino.outputs.cog import CogProfile, stage_to_cog
 from geodino.outputs.folder import OutputFolder
 from geodino.outputs.item import build_item, write_item
@@ -28,6 +30,9 @@ from geodino.settings import PipelineSpec, read_pipeline
 from geodino.sources import Mosaic
 from geodino.stream import Tally, stream_cells
 from geodino.watch import Silent, Watch
+
+# Bytes, as rasterio takes it: "256" would switch the cache off. GDAL's own default is a twentieth of all memory.
+GDAL_CACHE_BYTES = 256 * 2**20
 
 FILES = {"height": "canopy_height.tif", "spread": "canopy_height_spread.tif"}
 
@@ -49,8 +54,8 @@ def run(
     aoi
         A polygon file, WKT, `minx,miny,maxx,maxy`, or an AOI.
     out
-        Holds canopy_height.tif, canopy_height_spread.tif, preview.png, item.json and run.json when this returns, and none
-        of them where it raises.
+        Holds canopy_height.tif, canopy_height_spread.tif, preview.png, item.json and run.json when this returns, and
+        none of them where it raises.
     options
         Sources, model and the rest; the command line's defaults.
     watch
@@ -71,7 +76,7 @@ def run(
     spec = read_pipeline(pipeline)
     name = choose_model(spec, options, watch)
     plan = settle(spec, aoi, options, name, watch)
-    with OutputFolder(out, overwrite=options.overwrite) as folder:
+    with OutputFolder(out, overwrite=options.overwrite) as folder, rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
         model = load_model(name, precision=options.precision, device=options.device, batch_size=options.batch_size)
         tally = Tally()
         stage = _compute(plan, model, folder, watch, tally)
@@ -103,7 +108,14 @@ def estimate(
 
 
 def choose_model(spec: PipelineSpec, options: RunOptions, watch: Watch) -> str:
-    """The model's name, hub id or folder; `auto` is settled, and the watch is told how."""
+    """The model's name, hub id or folder; `auto` is settled, and the watch is told how.
+
+    Raises
+    ------
+    ConfigError
+        The device or precision that was asked for is not there.
+    """
+    choose_precision(options.precision, choose_device(options.device))
     asked = options.model or spec.model
     if asked != "auto":
         return asked
@@ -116,7 +128,9 @@ def settle(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, name:
     """The plan, from the model's facts alone: nothing large is loaded before the AOI and the imagery are known good."""
     facts = row(name) if name in {known.name for known in rows()} else find_weights(name).row
     if facts.gsd_m is None and isinstance(spec.gsd_m, str):
-        raise ConfigError(f"model {name} does not say at how many metres a pixel it was trained; give gsd_m in the pipeline")
+        raise ConfigError(
+            f"model {name} does not say at how many metres a pixel it was trained; give gsd_m in the pipeline"
+        )
     plan = make_plan(spec, aoi, options, gsd_m=facts.gsd_m or spec.gsd(0), tiling=facts.tiling)
     for sentence in plan.warnings:
         watch.warn(sentence)

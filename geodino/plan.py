@@ -27,7 +27,8 @@ class RunOptions:
     Attributes
     ----------
     sources
-        Paths, URLs or names of configs; `auto` is the embedded sample where the AOI lies on it, else the default config.
+        Paths, URLs or names of configs; `auto` is the embedded sample where the AOI lies on it, else the default
+        config.
     model
         A name, hub id or folder; None: the pipeline's.
     datetime
@@ -140,8 +141,10 @@ def make_plan(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, *,
     AOIError, SourceError, ConfigError, ReadError
         What cannot be used, with what would do.
     """
-    area = aoi if isinstance(aoi, AOI) else read_aoi(
-        aoi, layer=options.aoi_layer, crs=options.aoi_crs, repair=options.repair_aoi
+    area = (
+        aoi
+        if isinstance(aoi, AOI)
+        else read_aoi(aoi, layer=options.aoi_layer, crs=options.aoi_crs, repair=options.repair_aoi)
     )
     imagery = find_imagery(spec, area, options, gsd_m)
     grid = imagery.grid

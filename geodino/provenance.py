@@ -30,8 +30,6 @@ from geodino.plan import Plan
 from geodino.quicklook import dates
 from geodino.stream import Tally
 
-# Where anybody finds a model that is on no hub: the package itself.
-_HOME = "https://github.com/geodino/geodino"
 _LIBRARIES = ("torch", "transformers", "rasterio", "pyproj", "odc-geo", "numpy")
 
 
@@ -82,9 +80,7 @@ def make_record(
             bounds_lonlat=plan.aoi.bounds_lonlat,
             geometry=_plain(plan.aoi.geojson()),
         ),
-        grid=GridRecord(
-            str(plan.grid.crs), plan.grid.gsd, extent.row, extent.col, extent.height, extent.width
-        ),
+        grid=GridRecord(str(plan.grid.crs), plan.grid.gsd, extent.row, extent.col, extent.height, extent.width),
         windows=WindowsRecord(
             size_px=plan.tiling.size,
             overlap_px=plan.tiling.overlap,
@@ -124,7 +120,7 @@ def _model_record(model: Model, reference: str) -> ModelRecord:
         name=model.name,
         title=model.row.title,
         reference=reference,
-        href=f"https://huggingface.co/{model.row.hub_id}" if model.row.hub_id else _HOME,
+        href=f"https://huggingface.co/{model.row.hub_id}" if model.row.hub_id else _urn(model),
         parameters=model.row.parameters,
         weights_sha256=model.weights_sha256,
         mean=model.mean,
@@ -135,6 +131,11 @@ def _model_record(model: Model, reference: str) -> ModelRecord:
         licence_url=model.licence.url,
         demonstration=model.row.demonstration,
     )
+
+
+def _urn(model: Model) -> str:
+    """A name for weights that lie nowhere on the web: the Item's schema asks for the model as an asset."""
+    return f"urn:sha256:{model.weights_sha256}"
 
 
 def _scene_records(plan: Plan, tally: Tally) -> Sequence[dict[str, JsonValue]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import canopy_network
 
-from geodino.errors import ModelError
+from geodino.errors import ConfigError, ModelError
 from geodino.models import Model
 from geodino.models.catalog import row
 from geodino.models.precision import choose_device, choose_precision
@@ -127,13 +127,13 @@ def test_a_batch_on_the_cpu_has_a_thousand_tokens() -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:0", "cuda:-1", ""])
 def test_an_unknown_device_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="is unknown: use auto, cpu, cuda, cuda:N or mps"):
+    with pytest.raises(ConfigError, match="is unknown: use auto, cpu, cuda, cuda:N or mps"):
         choose_device(name)
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     number = torch.cuda.device_count()
-    with pytest.raises(ModelError, match=f"cuda:{number} is not there: torch .* sees {number} GPUs"):
+    with pytest.raises(ConfigError, match=f"cuda:{number} is not there: torch .* sees {number} GPUs"):
         choose_device(f"cuda:{number}")
 
 
@@ -144,7 +144,7 @@ def test_auto_takes_a_gpu_where_there_is_one() -> None:
 
 def test_precision_asked_for_is_kept_and_an_unknown_one_refused() -> None:
     assert (choose_precision("fp32", CPU), choose_precision("bf16", CPU)) == ("fp32", "bf16")
-    with pytest.raises(ModelError, match="precision fp16 is unknown: use auto, fp32 or bf16"):
+    with pytest.raises(ConfigError, match="precision fp16 is unknown: use auto, fp32 or bf16"):
         choose_precision("fp16", CPU)
 
 

@@ -46,7 +46,7 @@ class SampleScene:
 
 
 COLLECTIONS = {
-    "autzen": ("Autzen, Eugene, Oregon: riverside forest, offices and parking", AUTZEN),
+    "autzen": ("Autzen, Eugene, Oregon: a campus, groves, offices and parking", AUTZEN),
     "long-beach": ("A neighbourhood of Long Beach, California: NAIP 2016, 2018, 2020", URBAN_TREES),
     "palm-springs": ("A golf course in Palm Springs, California: NAIP 2016, 2018, 2020", URBAN_TREES),
 }
@@ -144,11 +144,11 @@ def make_item(scene: SampleScene, cog: Path) -> pystac.Item:
 
 
 def write_aois(folder: Path) -> None:
-    """AOIs to run the sample on: a riverside piece of Autzen, two features; and one polygon for each NAIP place."""
+    """AOIs to run the sample on: a piece of Autzen, two features; and one polygon for each NAIP place."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Corners in EPSG:26910, drawn by eye on the photo: the riverside forest and the car parks with young trees.
+    # Corners in EPSG:26910, drawn by eye on the photo: the campus with its groves and the offices with young trees.
     plots = {
-        "riverside forest": [(494040, 4878540), (494400, 4878530), (494420, 4878740), (494060, 4878750)],
+        "campus and groves": [(494040, 4878540), (494400, 4878530), (494420, 4878740), (494060, 4878750)],
         "offices and car parks": [(494440, 4878560), (494920, 4878550), (494900, 4878740), (494450, 4878745)],
     }
     _write_geojson(

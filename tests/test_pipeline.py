@@ -1,0 +1,248 @@
+"""The main job, end to end, on real pixels with a small model through the real path."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import rasterio
+import shapely
+from rio_cogeo.cogeo import cog_validate
+
+import geodino
+from geodino.aoi import aoi_mask
+from geodino.errors import ConfigError, GeodinoError, OutputError, SourceError
+from geodino.grid import Grid, Window
+from geodino.models.predictor import Model
+from geodino.outputs.record import read_record
+from geodino.pipeline import estimate, run
+from geodino.plan import RunOptions
+from geodino.sources import Mosaic
+from geodino.sources.geotiff import describe
+from geodino.stream import fill_by_reflection
+from geodino.watch import Silent
+
+# The photo's north-western corner in EPSG:26910, and 0.6 m a pixel.
+WEST, NORTH, GSD = 494004.0, 4878762.6, 0.6
+NAMES = {"canopy_height.tif", "canopy_height_spread.tif", "preview.png", "item.json", "run.json"}
+
+
+def wkt(left: float, top: float, right: float, bottom: float) -> str:
+    """A slanted quadrilateral inside pixel bounds of the photo."""
+    corners = [(left, top + 9), (right - 7, top), (right, bottom - 11), (left + 5, bottom)]
+    ring = ", ".join(f"{WEST + col * GSD} {NORTH - row * GSD}" for col, row in [*corners, corners[0]])
+    return f"SRID=26910;POLYGON(({ring}))"
+
+
+@pytest.fixture(scope="module")
+def options(photo: Path, tiny_model: Path) -> RunOptions:
+    return RunOptions(sources=(str(photo),), model=str(tiny_model), precision="fp32", device="cpu", threads=3)
+
+
+@pytest.fixture(scope="module")
+def finished(options: RunOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    run("canopy", aoi=wkt(20, 15, 400, 280), out=out, options=options)
+    return out
+
+
+def read(path: Path) -> tuple[npt.NDArray[np.float32], rasterio.Affine]:
+    with rasterio.open(path) as raster:
+        return raster.read(1, masked=True).filled(np.nan), raster.transform
+
+
+def window_of(path: Path) -> Window:
+    with rasterio.open(path) as raster:
+        row, col = round(-raster.transform.f / GSD), round(raster.transform.c / GSD)
+        return Window(row, col, raster.height, raster.width)
+
+
+def test_the_heights_are_the_plain_weighted_mean_of_every_window(
+    finished: Path, options: RunOptions, tiny_model: Path
+) -> None:
+    heights, _ = read(finished / "canopy_height.tif")
+    spreads, _ = read(finished / "canopy_height_spread.tif")
+    extent = window_of(finished / "canopy_height.tif")
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
+    scene = describe(options.sources[0])
+    tiling, grid = model.tiling, Grid(scene.crs, GSD)
+    total, weight = np.zeros((2, *extent.shape)), np.zeros(extent.shape)
+    taper = np.outer(tiling.taper, tiling.taper).astype(np.float64)
+    with Mosaic([scene], grid) as mosaic:
+        valid = mosaic.read(extent).valid
+        for place in tiling.places(extent):
+            pixels = mosaic.read(tiling.window(place))
+            if not pixels.valid.any():
+                continue
+            said = model.predict(fill_by_reflection(pixels.image, pixels.valid)[None])[0]
+            support = tiling.support(place)
+            shared = support.intersection(extent)
+            here, there = shared.slices_in(extent), shared.slices_in(support)
+            kept = said[:, tiling.margin :, tiling.margin :][(slice(None), *there)]
+            total[(slice(None), *here)] += kept * taper[there]
+            weight[here] += taper[there]
+    inside = aoi_mask(shapely.from_wkt(wkt(20, 15, 400, 280).partition(";")[2]), grid, extent) & valid
+    np.testing.assert_array_equal(np.isfinite(heights), inside)
+    assert np.nanstd(heights) > 0.5, "the model must say something for this test to mean anything"
+    # Half a quantum of rounding, and float32 sums in another order.
+    assert np.abs(heights - total[0] / weight)[inside].max() < 0.0625 + 1e-3
+    assert np.abs(spreads - total[1] / weight)[inside].max() < 0.0625 + 1e-3
+
+
+def test_another_aoi_says_the_same_of_the_same_ground(finished: Path, options: RunOptions, tmp_path: Path) -> None:
+    run("canopy", aoi=wkt(130, 60, 310, 240), out=tmp_path / "part", options=replace(options, threads=1, batch_size=3))
+    whole, _ = read(finished / "canopy_height.tif")
+    part, _ = read(tmp_path / "part" / "canopy_height.tif")
+    inside = window_of(tmp_path / "part" / "canopy_height.tif")
+    same = whole[inside.slices_in(window_of(finished / "canopy_height.tif"))]
+    both = np.isfinite(part) & np.isfinite(same)
+    assert both.sum() > 20_000
+    # Batches of another size may round the last bit another way, which can move a value by one quantum.
+    assert np.mean(part[both] != same[both]) < 0.001
+    assert np.abs(part[both] - same[both]).max() <= 0.125
+
+
+def test_nodata_is_nodata_and_bare_ground_is_not(finished: Path) -> None:
+    with rasterio.open(finished / "canopy_height.tif") as raster:
+        assert raster.nodata == -9999
+        assert raster.dtypes == ("float32",)
+        stored = raster.read(1)
+    extent = window_of(finished / "canopy_height.tif")
+    row, col = extent.row - round(-NORTH / GSD), extent.col - round(WEST / GSD)
+    assert (stored[120 - row : 170 - row, 200 - col : 260 - col] == -9999).all()
+    assert set(np.unique(stored[stored < 0])) == {-9999}
+
+
+def test_the_outputs_are_valid_cogs_that_say_where_they_come_from(finished: Path, tiny_model: Path) -> None:
+    assert {path.name for path in finished.iterdir()} - {".lock"} == NAMES
+    for name, description in (("canopy_height", "canopy_height"), ("canopy_height_spread", "canopy_height_spread")):
+        path = finished / f"{name}.tif"
+        valid, errors, warnings = cog_validate(str(path))
+        assert valid and not errors and not warnings
+        with rasterio.open(path) as raster:
+            tags = raster.tags()
+            assert raster.descriptions == (description,)
+            assert raster.units == ("m",)
+            assert raster.block_shapes == [(512, 512)]
+        assert tags["GEODINO_MODEL"] == tiny_model.name
+        assert len(tags["GEODINO_WEIGHTS_SHA256"]) == 64
+        assert tags["GEODINO_MEAN"] == "0.42, 0.411, 0.296"
+        assert tags["GEODINO_SCENES"] == "photo"
+
+
+def test_the_record_counts_everything_and_can_be_read_back(finished: Path, options: RunOptions) -> None:
+    record = read_record(finished / "run.json")
+    plain = json.loads((finished / "run.json").read_text())
+    assert record.windows.run > 20 and record.windows.filled > 0
+    assert plain["windows"]["counts"]["planned"] == record.windows.planned
+    assert record.scenes[0]["share_of_pixels"] == 1.0
+    assert record.scenes[0]["radiometry"]["note"] == "uint8"  # type: ignore[index, call-overload]
+    timings = record.timings
+    assert timings.forward_s > 0
+    assert timings.read_s + timings.forward_s + timings.stitch_s + timings.write_s <= timings.total_s * 1.01
+    assert {file.name for file in record.outputs} == NAMES - {"run.json"}
+    item = json.loads((finished / "item.json").read_text())
+    assert item["stac_version"] == "1.1.0"
+    assert item["assets"]["canopy_height"]["file:checksum"] == "1220" + record.outputs[0].sha256
+
+
+def test_a_run_from_the_records_options_gives_the_same_pixels(finished: Path, tmp_path: Path) -> None:
+    record = read_record(finished / "run.json")
+    said = {key: tuple(value) if isinstance(value, list) else value for key, value in record.options.items()}
+    run(record.pipeline["name"], aoi=wkt(20, 15, 400, 280), out=tmp_path / "again", options=RunOptions(**said))  # type: ignore[arg-type]
+    for name in ("canopy_height.tif", "canopy_height_spread.tif"):
+        np.testing.assert_array_equal(read(tmp_path / "again" / name)[0], read(finished / name)[0])
+
+
+def test_a_second_run_is_refused_unless_told_to_overwrite(finished: Path, options: RunOptions) -> None:
+    before = (finished / "run.json").read_bytes()
+    with pytest.raises(OutputError, match="--overwrite"):
+        run("canopy", aoi=wkt(20, 15, 150, 150), out=finished, options=options)
+    assert (finished / "run.json").read_bytes() == before
+
+
+def test_a_run_that_fails_midway_leaves_nothing_with_a_final_name(
+    options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Model.predict
+    calls = iter(range(100))
+
+    def failing(self: Model, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(self, images)
+
+    monkeypatch.setattr(Model, "predict", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run("canopy", aoi=wkt(20, 15, 400, 280), out=tmp_path / "out", options=replace(options, batch_size=1))
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock"] == []
+
+
+def test_an_aoi_in_two_far_places_runs_their_windows_alone(options: RunOptions, tmp_path: Path) -> None:
+    first, second = (shapely.from_wkt(wkt(*box).partition(";")[2]) for box in ((5, 5, 60, 60), (350, 230, 415, 295)))
+    aoi = "SRID=26910;" + shapely.to_wkt(shapely.MultiPolygon([first, second]), rounding_precision=4)
+    record = run("canopy", aoi=aoi, out=tmp_path / "two", options=options)
+    heights, _ = read(tmp_path / "two" / "canopy_height.tif")
+    assert record.windows.outside_aoi > record.windows.run / 2
+    area_px = (first.area + second.area) / GSD**2
+    assert abs(np.isfinite(heights).sum() - area_px) < 0.02 * area_px
+
+
+def test_ground_without_imagery_is_refused_by_name(options: RunOptions, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no imagery of .*photo.tif covers the AOI \(centre 10.0"):
+        run("canopy", aoi="10,50,10.001,50.001", out=tmp_path / "far", options=options)
+    assert not (tmp_path / "far").exists()
+
+
+def test_an_aoi_that_holds_nodata_alone_is_refused(options: RunOptions, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no valid pixel in the AOI"):
+        run("canopy", aoi=wkt(215, 135, 245, 160), out=tmp_path / "hole", options=options)
+
+
+def test_the_estimate_counts_what_the_run_then_does(finished: Path, options: RunOptions) -> None:
+    cost = estimate("canopy", aoi=wkt(20, 15, 400, 280), options=options)
+    record = read_record(finished / "run.json")
+    assert cost.windows == record.windows.run + len(record.windows.without_imagery)
+    assert (cost.height_px, cost.width_px) == (record.grid.height, record.grid.width)
+    assert cost.seconds > 0 and cost.read_mib > 0 and cost.memory_mib > 100
+    assert "nothing was written" in cost.as_text()
+
+
+def test_auto_takes_nano_where_chmv2_is_out_of_reach_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    class Heard(Silent):
+        sentences: list[str] = []  # noqa: RUF012
+
+        def warn(self, sentence: str) -> None:
+            self.sentences.append(sentence)
+
+    watch = Heard()
+    cost = estimate("canopy", aoi=wkt(20, 15, 90, 80), options=RunOptions(sources=(str(photo),)), watch=watch)
+    assert cost.model == "nano"
+    assert any("demonstration" in sentence and "chmv2" in sentence for sentence in watch.sentences)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"crs": "EPSG:3857"}, ConfigError, "not true to scale in metres at the AOI"),
+        ({"crs": "EPSG:999999"}, ConfigError, "CRS EPSG:999999 is not known"),
+        ({"model": "chmv3"}, GeodinoError, "did you mean chmv2"),
+        ({"sources": ("nowhere.tif",)}, GeodinoError, "nowhere.tif"),
+        ({"datetime": "2020-13"}, ConfigError, "2020-13"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(
+    options: RunOptions, tmp_path: Path, change: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        run("canopy", aoi=wkt(20, 15, 90, 80), out=tmp_path / "out", options=replace(options, **change))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,106 @@
+"""The Python face says what the command line says, and reads nothing before it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import xarray as xr
+from odc.geo.geobox import GeoBox
+
+import geodino
+from geodino.errors import ConfigError
+from geodino.plan import RunOptions
+
+AOI = "494020,4878600,494190,4878755"
+
+
+@pytest.fixture(scope="module")
+def scene(photo: Path) -> xr.Dataset:
+    return geodino.open_scene(photo, aoi=AOI, options=RunOptions(aoi_crs="EPSG:26910"))
+
+
+def test_a_scene_is_lazy_and_has_the_photos_pixels(scene: xr.Dataset, photo: Path) -> None:
+    assert scene.image.chunks and scene.image.dims == ("band", "y", "x")
+    with rasterio.open(photo) as raster:
+        pixels, mask, bounds = raster.read(), raster.dataset_mask() > 0, raster.bounds
+    covered = scene.sel(x=slice(bounds.left, bounds.right), y=slice(bounds.top, bounds.bottom)).compute()
+    np.testing.assert_array_equal(covered.valid.values, mask)
+    shown = np.round(covered.image.values * 255)
+    np.testing.assert_array_equal(shown[:, mask], pixels[:, mask])
+    assert int(scene.valid.sum()) == mask.sum()
+    assert int(scene.scene.max()) == 1 and scene.attrs["scenes"] == ["photo"]
+
+
+def test_the_aoi_of_a_scene_is_the_polygon(scene: xr.Dataset) -> None:
+    assert abs(int(scene.aoi.sum()) * 0.36 - 170 * 155) < 170
+
+
+def test_predict_says_what_run_says(scene: xr.Dataset, photo: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
+    canopy = geodino.predict(scene, model)
+    assert canopy.height.chunks, "a prediction is lazy"
+    options = RunOptions(
+        sources=(str(photo),), model=str(tiny_model), precision="fp32", device="cpu", aoi_crs="EPSG:26910"
+    )
+    geodino.run("canopy", aoi=AOI, out=tmp_path / "out", options=options)
+    for name, file in (("height", "canopy_height.tif"), ("spread", "canopy_height_spread.tif")):
+        with rasterio.open(tmp_path / "out" / file) as raster:
+            written = raster.read(1, masked=True).filled(np.nan)
+            assert tuple(raster.bounds) == pytest.approx(tuple(canopy[name].odc.geobox.boundingbox), abs=1e-6)
+        said = canopy[name].compute().values
+        np.testing.assert_array_equal(np.isfinite(said), np.isfinite(written))
+        np.testing.assert_allclose(said, written, atol=0.0625 + 1e-3)
+
+
+def test_a_prediction_does_not_depend_on_the_chunks_of_the_scene(scene: xr.Dataset, tiny_model: Path) -> None:
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
+    heights = geodino.predict(scene, model).height.compute()
+    other = geodino.predict(scene.chunk(x=177, y=233), model).height.compute()
+    np.testing.assert_array_equal(heights.values, other.values)
+
+
+def test_a_prediction_is_written_as_a_cog(scene: xr.Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
+    canopy = geodino.predict(scene, model)
+    geodino.write_cog(canopy.height, tmp_path / "height.tif")
+    with rasterio.open(tmp_path / "height.tif") as raster:
+        written = raster.read(1, masked=True).filled(np.nan)
+        assert raster.crs.to_epsg() == 26910
+    np.testing.assert_allclose(written, canopy.height.compute().values, atol=0.0625)
+
+
+def test_any_georeferenced_dataset_can_be_predicted(tiny_model: Path) -> None:
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
+    geobox = GeoBox((150, 170), rasterio.Affine(0.6, 0, 600_000, 0, -0.6, 4_800_000), "EPSG:32610")
+    rng = np.random.default_rng(0)
+    image = rng.random((3, 150, 170), dtype=np.float32)
+    image[:, :, :40] = np.nan
+    coords = {"band": ["red", "green", "blue"], **odc_coords(geobox)}
+    dataset = xr.Dataset({"image": (("band", "y", "x"), image)}, coords=coords).chunk()
+    height = geodino.predict(dataset, model).height.compute().values
+    assert height.shape == (150, 170)
+    assert np.isnan(height[:, :40]).all() and np.isfinite(height[:, 40:]).all()
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (rasterio.Affine(0.6, 0, 600_000.2, 0, -0.6, 4_800_000), "off its CRS's pixel lattice"),
+        (rasterio.Affine(0.6, 0, 600_000, 0, 0.6, 4_800_000), "north-up with square pixels"),
+    ],
+)
+def test_a_scene_off_the_lattice_is_refused(transform: rasterio.Affine, message: str, tiny_model: Path) -> None:
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
+    geobox = GeoBox((64, 64), transform, "EPSG:32610")
+    image = xr.DataArray(np.zeros((3, 64, 64), np.float32), dims=("band", "y", "x"), coords=odc_coords(geobox))
+    with pytest.raises(ConfigError, match=message):
+        geodino.predict(xr.Dataset({"image": image}).chunk(), model)
+
+
+def odc_coords(geobox: GeoBox) -> dict[str, xr.DataArray]:
+    from odc.geo.xr import xr_coords
+
+    return dict(xr_coords(geobox))
