@@ -23,7 +23,7 @@ from geodino.outputs.folder import OutputFolder
 from geodino.outputs.item import build_item, write_item
 from geodino.outputs.record import FileRecord, RunRecord, StatisticsRecord
 from geodino.outputs.stage import StagedRaster
-from geodino.plan import Plan, RunOptions, make_plan
+from geodino.plan import Plan, RunOptions, make_plan, with_scenes_used
 from geodino.provenance import file_record, make_record, provenance_tags
 from geodino.quicklook import draw_preview
 from geodino.settings import PipelineSpec, read_pipeline
@@ -80,6 +80,7 @@ def run(
         model = load_model(name, precision=options.precision, device=options.device, batch_size=options.batch_size)
         tally = Tally()
         stage = _compute(plan, model, folder, watch, tally)
+        plan = with_scenes_used(plan, tally.scene_pixels)
         written = time.perf_counter()
         outputs = _write_outputs(stage, plan, model, folder, started, watch)
         tally.write_s += time.perf_counter() - written
@@ -163,12 +164,12 @@ def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally
             batch_size=model.batch_size(plan.tiling.size),
             threads=plan.options.threads,
         )
-        for place, values in cells:
+        for done, (place, values) in enumerate(cells, start=1):
             if np.isfinite(values).any():
                 began = time.perf_counter()
                 stage.write(plan.tiling.cell(place), values)
                 tally.write_s += time.perf_counter() - began
-            watch.advance(tally.windows_run + len(tally.windows_empty))
+            watch.advance(done + len(tally.windows_empty))
     began = time.perf_counter()
     stage.close()
     tally.write_s += time.perf_counter() - began

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,11 @@ class Plan:
     extent
         The AOI's bounds on the grid: what the outputs cover.
     scenes
-        In mosaic order: the first that has a pixel gives it.
+        In mosaic order: the first that has a pixel gives it. After the run, those that gave any.
+    scene_shares
+        Share of the mapped pixels that each scene gave; empty before the run.
+    scenes_dropped
+        A sentence for each reason why scenes were left out.
     places
         The windows to compute, in lattice order.
     windows_outside_aoi
@@ -108,6 +112,7 @@ class Plan:
     extent: Window
     tiling: Tiling
     scenes: tuple[Scene, ...]
+    scene_shares: tuple[float, ...]
     scenes_dropped: tuple[str, ...]
     places: tuple[Place, ...]
     windows_outside_aoi: int
@@ -165,6 +170,7 @@ def make_plan(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, *,
         extent=extent,
         tiling=run_tiling,
         scenes=imagery.scenes,
+        scene_shares=(),
         scenes_dropped=imagery.dropped,
         places=tuple(places),
         windows_outside_aoi=len(run_tiling.rows(extent)) * len(run_tiling.cols(extent)) - len(inside),
@@ -204,6 +210,26 @@ def places_over(geometry: Polygon | MultiPolygon, grid: Grid, tiling: Tiling) ->
     ordered = sorted(candidates)
     meets = boxes_meet(geometry, grid, [tiling.support(place) for place in ordered])
     return [place for place, met in zip(ordered, np.asarray(meets).tolist(), strict=True) if met]
+
+
+def with_scenes_used(plan: Plan, pixels: Mapping[int, int]) -> Plan:
+    """The plan after its run: only scenes that gave pixels count, for dates, licences and what is said of the sources.
+
+    Parameters
+    ----------
+    pixels
+        How many mapped pixels each scene gave, by its 1-based number.
+    """
+    total = sum(pixels.values())
+    used = [number for number in range(1, len(plan.scenes) + 1) if pixels.get(number)]
+    hidden = [scene.id for number, scene in enumerate(plan.scenes, start=1) if number not in used]
+    said = f"{len(hidden)} not needed, because other scenes come first where they lie ({', '.join(hidden)})"
+    return replace(
+        plan,
+        scenes=tuple(plan.scenes[number - 1] for number in used),
+        scene_shares=tuple(round(pixels[number] / total, 6) for number in used),
+        scenes_dropped=(*plan.scenes_dropped, said) if hidden else plan.scenes_dropped,
+    )
 
 
 def area_warnings(area: AOI) -> list[str]:

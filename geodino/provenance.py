@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -91,7 +90,10 @@ def make_record(
             without_imagery=tuple((place.r, place.c) for place in without),
         ),
         model=_model_record(model, reference),
-        scenes=tuple(_scene_records(plan, tally)),
+        scenes=tuple(
+            _plain(scene.summary()) | {"share_of_pixels": share}
+            for scene, share in zip(plan.scenes, plan.scene_shares, strict=True)
+        ),
         dropped_scenes=plan.scenes_dropped,
         timings=TimingsRecord(
             read_s=round(tally.read_s, 3),
@@ -136,15 +138,6 @@ def _model_record(model: Model, reference: str) -> ModelRecord:
 def _urn(model: Model) -> str:
     """A name for weights that lie nowhere on the web: the Item's schema asks for the model as an asset."""
     return f"urn:sha256:{model.weights_sha256}"
-
-
-def _scene_records(plan: Plan, tally: Tally) -> Sequence[dict[str, JsonValue]]:
-    """Each scene, and the share of the mapped pixels that it gave."""
-    total = max(tally.pixels_written, 1)
-    return [
-        _plain(scene.summary()) | {"share_of_pixels": round(tally.scene_pixels.get(number, 0) / total, 6)}
-        for number, scene in enumerate(plan.scenes, start=1)
-    ]
 
 
 def _peak_memory(model: Model) -> dict[str, float]:

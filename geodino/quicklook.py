@@ -40,11 +40,18 @@ def draw_preview(plan: Plan, model: Model, heights: Path, path: Path) -> None:
 
 
 def dates(scenes: tuple[Scene, ...]) -> str:
-    """When the scenes were taken, from first to last day: `2016-07-01`, or `2016-07-01 to 2018-07-01`."""
-    days = sorted(f"{scene.datetime:%Y-%m-%d}" for scene in scenes if scene.datetime)
-    if not days:
+    """When the scenes were taken, from first to last day: `2016-07-01`, or `2016-01-01 to 2016-12-31`.
+
+    An Item that states a span, such as the year of a NAIP flight, is not known better than that.
+    """
+    facts = [scene.facts for scene in scenes]
+    moments = [
+        moment for fact in facts for moment in (fact.start or fact.datetime, fact.end or fact.datetime) if moment
+    ]
+    if not moments:
         return "date unknown"
-    return days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+    first, last = f"{min(moments):%Y-%m-%d}", f"{max(moments):%Y-%m-%d}"
+    return first if first == last else f"{first} to {last}"
 
 
 def _caption(plan: Plan, model: Model) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import pytest
 import rasterio
 import shapely
 from rio_cogeo.cogeo import cog_validate
+from test_outputs_item import complaints
 
 import geodino
 from geodino.aoi import aoi_mask
@@ -246,3 +247,18 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
     with pytest.raises(kind, match=message):
         run("canopy", aoi=wkt(20, 15, 90, 80), out=tmp_path / "out", options=replace(options, **change))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_only_scenes_that_gave_pixels_are_named_as_sources(tiny_model: Path, tmp_path: Path) -> None:
+    options = RunOptions(model=str(tiny_model), device="cpu")
+    record = run("canopy", aoi=geodino.sample_aoi("long-beach"), out=tmp_path / "out", options=options)
+    assert [scene["id"] for scene in record.scenes] == ["long-beach-2020-9"]
+    assert record.scenes[0]["share_of_pixels"] == 1.0
+    assert record.scenes[0]["licence"] == "CC-BY-4.0"
+    assert "2 not needed" in record.dropped_scenes[-1] and "long-beach-2016-9" in record.dropped_scenes[-1]
+    with rasterio.open(tmp_path / "out" / "canopy_height.tif") as raster:
+        assert raster.tags()["GEODINO_SCENE_DATES"] == "2020-01-01 to 2020-12-31"
+    item = json.loads((tmp_path / "out" / "item.json").read_text())
+    assert item["properties"]["start_datetime"].startswith("2020")
+    assert len([link for link in item["links"] if link["rel"] == "derived_from"]) == 1
+    assert complaints(item) == []

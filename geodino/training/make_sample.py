@@ -121,7 +121,14 @@ def make_item(scene: SampleScene, cog: Path) -> pystac.Item:
         datetime=dt.datetime(year, 7, 1, tzinfo=dt.UTC),
         start_datetime=dt.datetime(year, 1, 1, tzinfo=dt.UTC),
         end_datetime=dt.datetime(year, 12, 31, 23, 59, 59, tzinfo=dt.UTC),
-        properties={"gsd": 0.6, "eo:cloud_cover": 0, "description": scene.date_note, **projection},
+        properties={
+            "gsd": 0.6,
+            "eo:cloud_cover": 0,
+            "description": scene.date_note,
+            "license": "CC-BY-4.0",
+            "providers": [{"name": COLLECTIONS[scene.collection][1], "roles": ["producer"]}],
+            **projection,
+        },
         stac_extensions=[
             "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
             "https://stac-extensions.github.io/eo/v2.0.0/schema.json",
