@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 import xarray as xr
+from dask.utils import SerializableLock
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
@@ -173,6 +174,9 @@ class _Rows:
     ) -> None:
         self.scene, self.grid, self.extent, self.out = scene, grid, extent, out
         self.area, self.tiling, self.model = area, tiling, model
+        # Dask runs rows side by side, and two forward passes at once are slower than one after the other and hold
+        # twice the memory.
+        self._one_at_a_time = SerializableLock()
 
     def compute_lazily(self, places: Sequence[Place]) -> da.Array:
         """(K, H, W) over `out`, in one chunk for each lattice row."""
@@ -188,7 +192,7 @@ class _Rows:
             if shared.empty:
                 continue
             above = columns.get(row - 1, {})
-            done = dask.delayed(self.finish_row)(columns[row], above, shared, *self._strip(row))
+            done = dask.delayed(self.finish_row)(columns[row], above, shared, self._strip(row)[1])
             blocks.append(da.from_delayed(done, (len(self.model.outputs), *shared.shape), np.float32))
         return da.concatenate(blocks, axis=1)
 
@@ -208,14 +212,14 @@ class _Rows:
         size = self.model.batch_size(self.tiling.size)
         values = (self.model.predict(np.stack(chips[i : i + size])) for i in range(0, len(chips), size))
         predictions = (Prediction(place, value) for place, value in zip(kept, _each(values), strict=True))
-        return dict(blend_row(predictions, self.tiling))
+        with self._one_at_a_time:
+            return dict(blend_row(predictions, self.tiling))
 
     def finish_row(
         self,
         columns: dict[Place, Floats],
         above: dict[Place, Floats],
         shared: Window,
-        image: Floats,
         valid: npt.NDArray[np.bool_],
     ) -> Floats:
         """The row's finished pixels within `shared`, NaN where nothing is wanted or known."""
@@ -228,8 +232,7 @@ class _Rows:
             part = cell.intersection(shared)
             if part.empty:
                 continue
-            _, seen = _cut(image, valid, strip, part)
-            wanted = seen & aoi_mask(self.area, self.grid, part)
+            wanted = valid[part.slices_in(strip)] & aoi_mask(self.area, self.grid, part)
             kept = values[(slice(None), *part.slices_in(cell))]
             out[(slice(None), *part.slices_in(shared))] = np.where(wanted, kept, np.nan)
         return out
