@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import warnings
@@ -26,6 +27,9 @@ _WKT = re.compile(
     r"\s*(?:SRID=(?P<srid>\d+);)?\s*(?:(MULTI)?(POLYGON|POINT|LINESTRING|SURFACE|CURVE)|CURVEPOLYGON|GEOMETRYCOLLECTION)\b",
     re.IGNORECASE,
 )
+# A collection of polygons has four brackets in each other. GEOS descends once a bracket and crashes the process where
+# they are tens of thousands deep.
+_MOST_BRACKETS = 50
 _HTML = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
 
 
@@ -56,7 +60,10 @@ def read_drawn(what: str | Path, layer: str | None) -> Drawn:
     text = str(what)
     numbers = _numbers(text) if isinstance(what, str) else None
     if numbers is None and not (isinstance(what, str) and _WKT.match(what)):
-        return _from_file(Path(what).expanduser(), layer)
+        path = Path(what)
+        with contextlib.suppress(RuntimeError):  # There is no such user; a file of that name may be there.
+            path = path.expanduser()
+        return _from_file(path, layer)
     if layer is not None:
         raise AOIError(f"layer {layer!r}: a bbox or WKT has no layers; leave out --aoi-layer")
     return _from_wkt(text, "WKT") if numbers is None else _from_bbox(numbers, f"bbox {text}")
@@ -97,17 +104,27 @@ def _from_bbox(numbers: list[float], origin: str) -> Drawn:
 def _from_wkt(text: str, origin: str) -> Drawn:
     match = _WKT.match(text)
     srid = match["srid"] if match else None
+    letters = np.frombuffer(text.encode(errors="replace"), np.uint8)
+    depth = np.max(np.cumsum((letters == ord("(")).astype(int) - (letters == ord(")"))), initial=0)
+    if depth > _MOST_BRACKETS:
+        raise AOIError(
+            f"{origin}: brackets are {depth} deep, at most {_MOST_BRACKETS} are read; write one MULTIPOLYGON"
+        )
     try:
         with np.errstate(invalid="ignore"):  # NaN is refused later, with its feature.
             geometry = shapely.from_wkt(text.split(";", 1)[1] if srid else text)
-    except GEOSException as error:
+    except (GEOSException, UnicodeEncodeError) as error:
         raise AOIError(f"{origin}: not readable as WKT ({error}); check brackets and that rings are closed") from error
+    except NotImplementedError as error:
+        raise AOIError(f"{origin}: curves are not read; write them as POLYGON or MULTIPOLYGON") from error
     declared = parse_crs(f"EPSG:{srid}", f"{origin}: SRID") if srid else None
     return Drawn(gpd.GeoDataFrame(geometry=[geometry]), origin, declared, None if declared else WGS84)
 
 
 def _from_file(path: Path, layer: str | None) -> Drawn:
     origin, suffix = str(path), path.suffix.lower()
+    if "\0" in origin:
+        raise AOIError(f"{origin!r}: no path holds a zero byte; give a file, WKT or minx,miny,maxx,maxy")
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -126,17 +143,25 @@ def _from_file(path: Path, layer: str | None) -> Drawn:
     if suffix in (".parquet", ".geoparquet"):
         return _from_parquet(path)
     if suffix == ".wkt":
-        return _from_wkt(path.read_text(encoding="utf-8-sig"), origin)
+        return _from_wkt(_text(path), origin)
     if suffix in (".geojson", ".json"):
         return _from_geojson(path, layer)
     frame = _from_gdal(path, layer)
     return Drawn(_bare(frame), origin, declared=frame.crs and frame.crs.to_2d())
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AOIError(f"{path}: byte {error.start} is not UTF-8 text; save the file as UTF-8") from error
+
+
 def _from_parquet(path: Path) -> Drawn:
     try:
         frame = gpd.read_parquet(path)
-    except (ArrowException, ValueError, GEOSException) as error:
+    # OSError is also what pyarrow raises of damaged bytes; geopandas raises the others of damaged metadata and curves.
+    except (ArrowException, OSError, ValueError, CRSError, GEOSException, NotImplementedError) as error:
         raise AOIError(f"{path}: not readable as GeoParquet: {_line(error)}") from error
     return Drawn(_bare(frame), str(path), declared=frame.crs and frame.crs.to_2d())
 
@@ -144,9 +169,13 @@ def _from_parquet(path: Path) -> Drawn:
 def _from_geojson(path: Path, layer: str | None) -> Drawn:
     # GDAL calls a GeoJSON without a crs member WGS84, and also one whose crs member it cannot read; they differ.
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+        content = json.loads(_text(path))
+    except json.JSONDecodeError as error:
         raise AOIError(f"{path}: cut off or not JSON: {_line(error)}; write or download it again") from error
+    except RecursionError as error:
+        raise AOIError(
+            f"{path}: brackets lie too deep in each other for GeoJSON; write or download it again"
+        ) from error
     member = content.get("crs") if isinstance(content, dict) else None
     frame = _bare(_from_gdal(path, layer))
     if member is None:

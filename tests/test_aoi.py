@@ -161,6 +161,11 @@ def test_layers_are_named_when_one_must_be_chosen(tmp_path: Path) -> None:
         ("LINESTRING (1 2, 3 4)", "holds LineString only"),
         ("POLYGON EMPTY", "all 1 features are empty"),
         ("POLYGON ((0 0, 1 1", "not readable as WKT"),
+        ("POLYGON ((0 0, 1 0, 1 1, 0 0)) \udcff", "not readable as WKT"),
+        ("CURVEPOLYGON (CIRCULARSTRING (0 0, 4 0, 4 4, 0 4, 0 0))", "curves are not read; write them as POLYGON"),
+        ("GEOMETRYCOLLECTION (" * 60 + "POINT (0 0)" + ")" * 60, "brackets are 61 deep, at most 50 are read"),
+        ("fields\0.geojson", "no path holds a zero byte"),
+        ("~no-such-user/fields.geojson", "no such file or directory"),
         ("SRID=32610;POLYGON ((0 0, 1 0, 1 1, 0 0))", "looks like degrees, but the CRS is EPSG:32610"),
         (
             "SRID=32610;POLYGON ((5e6 4e6, 5e6 4001000, 5001000 4001000, 5e6 4e6))",
@@ -199,6 +204,32 @@ def test_files_that_are_no_vector_files_are_refused(tmp_path: Path) -> None:
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "plain.parquet")
     with pytest.raises(AOIError, match="not readable as GeoParquet: Missing geo metadata"):
         read_aoi(tmp_path / "plain.parquet")
+
+
+@pytest.mark.parametrize("end", [0.3, 0.9, 0.99])
+def test_a_damaged_parquet_is_refused(tmp_path: Path, end: float) -> None:
+    path = tmp_path / "fields.parquet"
+    frame_of(FIELD).to_parquet(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(end * len(whole))].ljust(len(whole) - 8, b"\x15") + whole[-8:])
+    with pytest.raises(AOIError, match=r"fields.parquet: not readable as GeoParquet: [^\n]+$"):
+        read_aoi(path)
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    for name in ("fields.wkt", "fields.geojson"):
+        (tmp_path / name).write_text(f"{FIELD.wkt} é", encoding="latin-1")
+        with pytest.raises(AOIError, match=f"{name}: byte [0-9]+ is not UTF-8 text; save the file as UTF-8"):
+            read_aoi(tmp_path / name)
+    (tmp_path / "fields.wkt").write_text(FIELD.wkt, encoding="utf-8-sig")
+    assert read_aoi(tmp_path / "fields.wkt").area_ha > 0
+
+
+def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.geojson"
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(AOIError, match="brackets lie too deep in each other"):
+        read_aoi(path)
 
 
 def test_a_polygon_that_crosses_itself_is_repaired_only_when_asked(tmp_path: Path) -> None:
