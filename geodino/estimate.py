@@ -26,8 +26,8 @@ class Estimate:
     Attributes
     ----------
     read_mib
-        Decoded pixels of the windows at the scenes' own GSD, an upper bound: files on disk or on the wire are
-        compressed, and windows share what they overlap.
+        Decoded pixels of the windows at the largest scenes' own GSD and data type. Files on disk or on the wire are
+        compressed and windows share what they overlap; where scenes overlap, more than one may be read.
     memory_mib
         This process with the model loaded, after one measured batch, and what the pipeline adds.
     seconds_a_window, seconds
@@ -69,7 +69,7 @@ class Estimate:
             "area": f"{self.area_ha:,.2f} ha",
             "windows": f"{self.windows} of {self.window_px} px, overlap {self.overlap_px} px "
             f"({self.windows_outside_aoi} outside the AOI, {self.windows_without_imagery} without imagery)",
-            "to read": f"at most {size(self.read_mib * 2**20)} of pixels",
+            "to read": f"about {size(self.read_mib * 2**20)} of pixels, before compression",
             "to write": f"about {size(self.output_mib * 2**20)}",
             "memory": f"about {size(self.memory_mib * 2**20)}",
             "time": f"about {duration(self.seconds)} ({self.seconds_a_window:.2f} s a window, measured here)",
@@ -87,7 +87,9 @@ def measure(plan: Plan, model: Model) -> Estimate:
     began = time.perf_counter()
     model.predict(chips)
     seconds_a_window = (time.perf_counter() - began) / batch
-    finest = min(scene.gsd for scene in plan.scenes)
+    bytes_a_pixel = max(
+        3 * np.dtype(scene.dtype).itemsize * max(plan.grid.gsd / scene.gsd, 1) ** 2 for scene in plan.scenes
+    )
     pixels = plan.extent.height * plan.extent.width
     # Two outputs a pixel; a row of windows hands `ramp` rows on to the next.
     spill = 2 * 4 * plan.tiling.ramp * plan.extent.width
@@ -108,7 +110,7 @@ def measure(plan: Plan, model: Model) -> Estimate:
         windows_without_imagery=len(plan.windows_without_imagery),
         window_px=side,
         overlap_px=plan.tiling.overlap,
-        read_mib=round(plan.pixels_read * 3 * max(plan.grid.gsd / finest, 1) ** 2 / 2**20, 1),
+        read_mib=round(plan.pixels_read * bytes_a_pixel / 2**20, 1),
         output_mib=round(pixels * _BYTES_WRITTEN_A_PIXEL / 2**20, 1),
         memory_mib=round((psutil.Process().memory_info().rss + _PIPELINE_BYTES + spill) / 2**20),
         seconds_a_window=round(seconds_a_window, 4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,7 +83,7 @@ def run(
         stage = _compute(plan, model, folder, watch, tally)
         plan = with_scenes_used(plan, tally.scene_pixels)
         written = time.perf_counter()
-        outputs = _write_outputs(stage, plan, model, folder, started, watch)
+        outputs = _write_outputs(stage, plan, model, folder, started=started, watch=watch)
         tally.write_s += time.perf_counter() - written
         record = make_record(plan, model, name, tally, outputs, started, total_s=time.perf_counter() - began)
         write_item(build_item(record), folder.staging("item.json"))
@@ -153,17 +154,21 @@ def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally
         quantum=plan.spec.quantum_m,
     )
     watch.begin("windows", len(plan.places))
-    with Mosaic(plan.scenes, plan.grid, resampling=plan.spec.resampling) as mosaic:
-        cells = stream_cells(
-            plan.places,
-            plan.tiling,
-            mosaic,
-            model,
-            wanted=lambda window: aoi_mask(plan.geometry, plan.grid, window),
-            tally=tally,
-            batch_size=model.batch_size(plan.tiling.size),
-            threads=plan.options.threads,
-        )
+    with (
+        Mosaic(plan.scenes, plan.grid, resampling=plan.spec.resampling) as mosaic,
+        closing(
+            stream_cells(
+                plan.places,
+                plan.tiling,
+                mosaic,
+                model,
+                wanted=lambda window: aoi_mask(plan.geometry, plan.grid, window),
+                tally=tally,
+                batch_size=model.batch_size(plan.tiling.size),
+                threads=plan.options.threads,
+            )
+        ) as cells,
+    ):
         for done, (place, values) in enumerate(cells, start=1):
             if np.isfinite(values).any():
                 began = time.perf_counter()
@@ -179,7 +184,7 @@ def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally
 
 
 def _write_outputs(
-    stage: StagedRaster, plan: Plan, model: Model, folder: OutputFolder, started: datetime, watch: Watch
+    stage: StagedRaster, plan: Plan, model: Model, folder: OutputFolder, *, started: datetime, watch: Watch
 ) -> tuple[FileRecord, ...]:
     """COGs and preview, under the temporary names that `publish` will turn into their own."""
     watch.begin("writing", len(FILES) + 1)

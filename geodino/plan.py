@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from geodino.errors import ConfigError, SourceError
 from geodino.grid import Grid, Window, by_code, choose_crs, is_metric
 from geodino.settings import PipelineSpec
 from geodino.sources import GsdPolicy, Mosaic, Scene, Search, find_scenes
+from geodino.sources.search import Dropped, sentences
 from geodino.windows import Place, Tiling
 
 
@@ -222,13 +224,16 @@ def with_scenes_used(plan: Plan, pixels: Mapping[int, int]) -> Plan:
     """
     total = sum(pixels.values())
     used = [number for number in range(1, len(plan.scenes) + 1) if pixels.get(number)]
-    hidden = [scene.id for number, scene in enumerate(plan.scenes, start=1) if number not in used]
-    said = f"{len(hidden)} not needed, because other scenes come first where they lie ({', '.join(hidden)})"
+    hidden = [
+        Dropped(scene.id, "gave no pixel of the map")
+        for number, scene in enumerate(plan.scenes, start=1)
+        if not pixels.get(number)
+    ]
     return replace(
         plan,
         scenes=tuple(plan.scenes[number - 1] for number in used),
         scene_shares=tuple(round(pixels[number] / total, 6) for number in used),
-        scenes_dropped=(*plan.scenes_dropped, said) if hidden else plan.scenes_dropped,
+        scenes_dropped=(*plan.scenes_dropped, *sentences(hidden)),
     )
 
 
@@ -245,7 +250,11 @@ def area_warnings(area: AOI) -> list[str]:
 def _grid_crs(area: AOI, options: RunOptions, scenes: Sequence[Scene]) -> CRS:
     lon, lat = area.centre
     if options.crs is None:
-        return choose_crs(lon, lat, scenes[0].crs)
+        # What most scenes share, and not the newest one's: near the edge of a zone next year's flight must not
+        # change the lattice.
+        shared = Counter(str(by_code(scene.crs)) for scene in scenes)
+        most = min(shared, key=lambda crs: (-shared[crs], crs))
+        return choose_crs(lon, lat, CRS(most))
     crs = _parsed_crs(options.crs)
     if not is_metric(crs, lon, lat):
         raise ConfigError(

@@ -101,6 +101,7 @@ def make_record(
             stitch_s=round(tally.stitch_s, 3),
             write_s=round(tally.write_s, 3),
             total_s=round(total_s, 3),
+            decode_s=round(tally.decode_s, 3),
         ),
         computed_px=tally.windows_run * plan.tiling.size**2,
         peak_memory_mib=_peak_memory(model),

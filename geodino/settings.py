@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from geodino.errors import ConfigError
 from geodino.shipped import nearest, pipeline_path
@@ -76,7 +77,7 @@ class PipelineSpec(BaseModel):
     title: str
     task: Literal["canopy-height"]
     model: str = "auto"
-    gsd_m: Annotated[float, Field(gt=0)] | Literal["model"] = "model"
+    gsd_m: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["model"] = "model"
     window: WindowSpec | Literal["model"] = "model"
     resampling: Resampling = "cubic"
     order: Order = "newest"
@@ -123,17 +124,28 @@ def validate(kind: type[Spec], content: dict[str, object], where: str) -> Spec:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        faults = [_fault(kind, detail["loc"], detail["type"], detail["msg"]) for detail in error.errors()]
+        faults = [_fault(kind, detail["loc"], detail["type"], detail["msg"]) for detail in _plain_errors(error)]
         raise ConfigError(f"{where}: " + "; ".join(dict.fromkeys(faults))) from error
 
 
+def _plain_errors(error: ValidationError) -> list[ErrorDetails]:
+    """The faults, less those that say of an alternative such as `model` only that it was not meant."""
+    found = error.errors()
+    meant = [detail for detail in found if detail["type"] != "literal_error" or len(detail["loc"]) == 1]
+    return meant or found
+
+
 def _fault(kind: type[BaseModel], loc: tuple[int | str, ...], code: str, message: str) -> str:
-    name = ".".join(str(part) for part in loc)
+    # pydantic puts its own names of alternatives between ours, such as `function-after[_fits(), WindowSpec]`.
+    fields = {"": sorted(kind.model_fields), "window": sorted(WindowSpec.model_fields)}
+    inner = str(loc[0]) in fields and len(loc) > 1
+    name = f"{loc[0]}.{loc[-1]}" if inner and str(loc[-1]).isidentifier() else str(loc[0])
     if code == "extra_forbidden":
-        return f"unknown key {name}" + nearest(str(loc[-1]), sorted(kind.model_fields))
+        return f"unknown key {name}" + nearest(str(loc[-1]), fields[str(loc[0]) if inner else ""])
     if code == "missing":
         return f"key {name} is missing"
-    return f"{name}: {message[:1].lower()}{message[1:]}"
+    said = message.removeprefix("Value error, ")
+    return f"{name}: {said[:1].lower()}{said[1:]}"
 
 
 RESAMPLINGS: tuple[str, ...] = get_args(Resampling)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -93,7 +94,7 @@ def stream_cells(
     tally: Tally,
     batch_size: int = 1,
     threads: int = READER_THREADS,
-) -> Iterator[Cell]:
+) -> Generator[Cell, None, None]:
     """Compute the places, in lattice order, and yield their cells as they become final.
 
     Parameters
@@ -106,18 +107,20 @@ def stream_cells(
     Yields
     ------
     Cell
-        `values` (K, stride, stride) float32; NaN outside the AOI and where there is no valid imagery.
+        The caller closes the generator before the source (`contextlib.closing`). `values` (K, stride, stride) float32; NaN outside the AOI and where there is no valid imagery.
     """
-    chips = read_chips(places, tiling, source, wanted=wanted, tally=tally, threads=threads)
-    waiting: deque[Chip] = deque()
-    predictions = predict_chips(chips, predictor, waiting, tally, batch_size=batch_size)
-    for place, values in _timed(stitch(predictions, tiling), tally):
-        chip = waiting.popleft()
-        assert chip.place == place, (chip.place, place)
-        values[:, ~chip.wanted] = np.nan
-        tally.pixels_written += int(np.count_nonzero(chip.wanted))
-        tally.scene_pixels.update(_counts(chip.scene[chip.wanted]))
-        yield Cell(place, values)
+    # Closed whatever happens, and not when the garbage collector finds it: a source must not be closed while threads
+    # still read from it, which ends the process.
+    with closing(read_chips(places, tiling, source, wanted=wanted, tally=tally, threads=threads)) as chips:
+        waiting: deque[Chip] = deque()
+        predictions = predict_chips(chips, predictor, waiting, tally, batch_size=batch_size)
+        for place, values in _timed(stitch(predictions, tiling), tally):
+            chip = waiting.popleft()
+            assert chip.place == place, (chip.place, place)
+            values[:, ~chip.wanted] = np.nan
+            tally.pixels_written += int(np.count_nonzero(chip.wanted))
+            tally.scene_pixels.update(_counts(chip.scene[chip.wanted]))
+            yield Cell(place, values)
 
 
 def read_chips(
@@ -128,8 +131,11 @@ def read_chips(
     wanted: Callable[[Window], Bools],
     tally: Tally,
     threads: int = READER_THREADS,
-) -> Iterator[Chip]:
-    """Read windows ahead of their use and yield, in order, the chips that hold a wanted and valid pixel."""
+) -> Generator[Chip, None, None]:
+    """Read windows ahead of their use and yield, in order, the chips that hold a wanted and valid pixel.
+
+    Closing it waits for the reads under way.
+    """
 
     def read(place: Place) -> tuple[Chip | None, bool, float]:
         began = time.perf_counter()

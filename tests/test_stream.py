@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -148,6 +151,50 @@ def test_a_read_error_stops_the_stream_and_its_threads() -> None:
         def read(self, window: Window) -> Seen:
             raise ReadError("scene x cannot be read")
 
+    before = threading.active_count()
     places = list(TILING.places(Window(0, 0, 500, 500)))
     with pytest.raises(ReadError, match="scene x cannot be read"):
         list(stream_cells(places, TILING, Torn(), Brightness(), wanted=lambda w: np.ones(w.shape, bool), tally=Tally()))
+    assert threading.active_count() == before
+
+
+class Slow(Field):
+    """A source that takes its time, and knows how many threads are inside."""
+
+    inside = 0
+
+    def read(self, window: Window) -> Seen:
+        Slow.inside += 1
+        time.sleep(0.05)
+        try:
+            return super().read(window)
+        finally:
+            Slow.inside -= 1
+
+
+class Refusing(Brightness):
+    def predict(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        raise KeyboardInterrupt
+
+
+def test_no_read_is_under_way_once_the_model_has_failed() -> None:
+    places = list(TILING.places(Window(0, 0, 700, 700)))
+    cells = stream_cells(
+        places, TILING, Slow(), Refusing(), wanted=lambda w: np.ones(w.shape, bool), tally=Tally(), threads=6
+    )
+    with pytest.raises(KeyboardInterrupt) as caught:
+        next(cells)
+    # The traceback is kept alive here, as it is in a run: its generators are not collected yet.
+    assert Slow.inside == 0, caught
+
+
+def test_no_read_is_under_way_once_the_caller_has_closed_the_cells() -> None:
+    places = list(TILING.places(Window(0, 0, 700, 700)))
+    with closing(
+        stream_cells(
+            places, TILING, Slow(), Brightness(), wanted=lambda w: np.ones(w.shape, bool), tally=Tally(), threads=6
+        )
+    ) as cells:
+        next(cells)
+        assert Slow.inside > 0
+    assert Slow.inside == 0

@@ -7,6 +7,7 @@ The record comes first off and last on: where `run.json` is, every file it names
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -233,5 +234,5 @@ def _move(part: Path, target: Path) -> None:
 
 def _remove_with_siblings(part: Path) -> None:
     # GDAL writes `<part>.ovr.tmp`, `<part>.msk.ovr.tmp` beside a COG while it makes it.
-    for sibling in part.parent.glob(part.name + "*"):
+    for sibling in part.parent.glob(glob.escape(part.name) + "*"):
         sibling.unlink(missing_ok=True)

@@ -73,7 +73,7 @@ class WindowsRecord:
 class ModelRecord:
     """Which weights made the heights, how they were run, and what they may be used for.
 
-    `reference` is what the user asked for (a name, a hub id, a folder), `href` where anybody finds the
+    `reference` is what --model takes to run it again (a name, a hub id, a folder), `href` where anybody finds the
     model, a URN of its weights for one that is on no hub; `licence_url` is empty where its makers give none.
     """
 
@@ -94,13 +94,17 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class TimingsRecord:
-    """Seconds; reading goes on beside the rest, so the parts may sum to more than the total."""
+    """Seconds of the computing thread, which sum to the total less what loading and planning took.
+
+    `read_s` is the time it waited for imagery; `decode_s` is the reader threads' own time, most of it beside the rest.
+    """
 
     read_s: float
     forward_s: float
     stitch_s: float
     write_s: float
     total_s: float
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True)
