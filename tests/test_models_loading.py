@@ -14,9 +14,10 @@ from transformers import CHMv2ForDepthEstimation, DINOv3ConvNextModel, DINOv3ViT
 
 from geodino.errors import ModelError
 from geodino.models import load_backbone, load_model
-from geodino.models.catalog import row, rows
+from geodino.models.catalog import ModelRow, row, rows
 from geodino.models.checkpoint import load_network, row_of_folder
 from geodino.models.files import sha256_of
+from geodino.models.official import config_of
 from geodino.windows import Tiling
 
 
@@ -28,6 +29,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "tiny"))
+
+
+def describe(folder: Path, known: ModelRow, **stated: object) -> Path:
+    """The descriptions, without weights, of a model with the architecture and statistics of a published one."""
+    # geodino.models.official states the published configurations.
+    config_of(known).save_pretrained(folder)
+    statistics = {"image_mean": list(known.mean), "image_std": list(known.std)}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics | stated))
+    return folder
 
 
 def change_weights(folder: Path, **changes: torch.Tensor | None) -> None:
@@ -151,23 +161,21 @@ def test_windows_of_an_unknown_model_have_its_training_size(saved: Path) -> None
 
 
 @pytest.mark.parametrize("name", [known.name for known in rows() if known.shape is not None])
-def test_a_copy_of_a_published_model_keeps_its_facts(name: str, tmp_path: Path) -> None:
-    # geodino.models.official states the published configurations; a copy on disk is recognised by them.
-    from geodino.models.official import config_of
-
+def test_a_model_built_like_a_published_one_keeps_its_facts(name: str, tmp_path: Path) -> None:
     known = row(name)
-    config_of(known).save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps({"image_mean": list(known.mean), "image_std": list(known.std)})
-    )
-    copy = row_of_folder(tmp_path)
-    assert (copy.name, copy.licence, copy.tiling, copy.gsd_m, copy.official) == (
+    found = row_of_folder(describe(tmp_path, known))
+    assert (found.name, found.licence, found.tiling, found.gsd_m) == (
         tmp_path.name,
         known.licence,
         known.tiling,
         known.gsd_m,
-        known.official,
     )
+
+
+@pytest.mark.parametrize("name", ["chmv2", "lvd-vits16"])
+def test_a_fine_tuned_model_has_its_own_gsd_and_no_address_of_the_original(name: str, tmp_path: Path) -> None:
+    found = row_of_folder(describe(tmp_path, row(name), gsd_m=0.3))
+    assert (found.gsd_m, found.hub_id, found.official, found.gated) == (0.3, None, (), False)
 
 
 @pytest.mark.parametrize(

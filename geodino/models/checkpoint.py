@@ -100,7 +100,8 @@ def row_of_folder(folder: Path) -> ModelRow:
     """The facts of a folder that the catalog does not know, from its own files.
 
     Where its architecture and statistics are those of a catalog row, as in a copy or a fine-tuned model, that row's
-    GSD, window, licence and citation hold.
+    GSD, window, licence and citation hold, unless the folder states its own. Its place on the Hub does not: the
+    weights may be others.
 
     Raises
     ------
@@ -113,7 +114,15 @@ def row_of_folder(folder: Path) -> ModelRow:
     shape = _shape(config)
     for row in rows():
         if (row.family, row.shape, row.mean, row.std) == (family, shape, mean, std):
-            return replace(row, name=folder.name, title=f"{row.title}, from {folder}")
+            return replace(
+                row,
+                name=folder.name,
+                title=f"{row.title}, from {folder}",
+                hub_id=None,
+                gated=False,
+                official=(),
+                gsd_m=_stated_gsd(folder) or row.gsd_m,
+            )
     return ModelRow(
         folder.name,
         f"{family} from {folder}",
