@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from transformers import CHMv2ForDepthEstimation, DINOv3ConvNextModel, DINOv3ViT
 
 from geodino.errors import ModelError
 from geodino.models import load_backbone, load_model
-from geodino.models.catalog import ModelRow, row, rows
+from geodino.models.catalog import Licence, ModelRow, row, rows
 from geodino.models.checkpoint import load_network, row_of_folder
 from geodino.models.files import sha256_of
 from geodino.models.official import config_of
+from geodino.shipped import nano_folder
 from geodino.windows import Tiling
 
 
@@ -154,6 +156,40 @@ def test_metres_a_pixel_of_an_unknown_model_are_those_it_states(
 ) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(CHMV2_STATISTICS | stated))
     assert row_of_folder(folder).gsd_m == expected
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"gsd_m": -1},
+        {"gsd_m": float("inf")},
+        {"licence": 4},
+        {"licence_url": "https://example.org"},
+        {"demonstration": "no"},
+    ],
+)
+def test_what_a_folder_states_of_itself_must_make_sense(folder: Path, stated: dict[str, object]) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps(CHMV2_STATISTICS | stated))
+    with pytest.raises(
+        ModelError, match=rf"preprocessor_config\.json says .*{next(iter(stated))} .*: it must be"
+    ):
+        row_of_folder(folder)
+
+
+def test_a_folder_states_its_licence_and_that_it_is_a_demonstration(folder: Path) -> None:
+    stated = {"licence": "CC0-1.0", "demonstration": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(CHMV2_STATISTICS | stated))
+    found = row_of_folder(folder)
+    assert (found.licence, found.demonstration) == (Licence("CC0-1.0", ""), True)
+
+
+def test_nano_by_its_path_is_still_a_demonstration_under_its_licence() -> None:
+    by_name, by_path = load_model("nano", device="cpu").row, load_model(nano_folder(), device="cpu").row
+    assert by_path == replace(by_name, title=by_path.title, shape=by_path.shape, pretraining="")
+
+
+def test_nano_has_as_many_parameters_as_the_catalog_says() -> None:
+    assert load_network(nano_folder()).num_parameters() == row("nano").parameters
 
 
 def test_windows_of_an_unknown_model_have_its_training_size(saved: Path) -> None:

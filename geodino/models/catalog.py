@@ -195,6 +195,7 @@ _ROWS = (
         CHMV2_STD,
         Tiling(320, overlap=64, margin=16),
         CC_BY,
+        parameters=5_032_520,
         gsd_m=0.6,
         heads=("height", "spread"),
         pretraining="none: trained from scratch on a few open scenes, see its model card",

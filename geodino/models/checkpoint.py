@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -112,18 +113,7 @@ def row_of_folder(folder: Path) -> ModelRow:
     config = _config(folder, NETWORKS[family])
     mean, std = statistics_of(folder)
     shape = _shape(config)
-    for row in rows():
-        if (row.family, row.shape, row.mean, row.std) == (family, shape, mean, std):
-            return replace(
-                row,
-                name=folder.name,
-                title=f"{row.title}, from {folder}",
-                hub_id=None,
-                gated=False,
-                official=(),
-                gsd_m=_stated_gsd(folder) or row.gsd_m,
-            )
-    return ModelRow(
+    found = ModelRow(
         folder.name,
         f"{family} from {folder}",
         family,
@@ -132,8 +122,17 @@ def row_of_folder(folder: Path) -> ModelRow:
         std,
         _tiling(config),
         Licence("as stated by its makers", ""),
-        gsd_m=_stated_gsd(folder),
         heads=("height", "spread") if family == "chmv2" else (),
+    )
+    for row in rows():
+        if (row.family, row.shape, row.mean, row.std) == (family, shape, mean, std):
+            title = f"{row.title}, from {folder}"
+            found = replace(row, name=folder.name, title=title, hub_id=None, gated=False, official=())
+    return replace(
+        found,
+        gsd_m=_stated_gsd(folder) or found.gsd_m,
+        licence=_stated_licence(folder) or found.licence,
+        demonstration=_stated_demonstration(folder),
     )
 
 
@@ -165,15 +164,48 @@ def _config(folder: Path, network_class: type[PreTrainedModel]) -> PreTrainedCon
         raise ModelError(f"config.json of {folder} does not describe a model: {error}") from error
 
 
+# preprocessor_config.json may state `gsd_m`, `licence`, `licence_url` and `demonstration`: keys of ours, which others
+# ignore.
+
+
 def _stated_gsd(folder: Path) -> float | None:
-    """Metres a pixel, where preprocessor_config.json says so under `gsd_m`: a key of ours, which others ignore."""
-    match read_json(folder / "preprocessor_config.json").get("gsd_m"):
-        case int() | float() as gsd_m if gsd_m > 0:
+    match _stated(folder, "gsd_m"):
+        case int() | float() as gsd_m if 0 < gsd_m < math.inf:
             return float(gsd_m)
         case None:
             return None
         case other:
-            raise ModelError(f"{folder / 'preprocessor_config.json'} says gsd_m {other}: it must be metres a pixel")
+            raise _misstated(folder, "gsd_m", other, "metres a pixel")
+
+
+def _stated_licence(folder: Path) -> Licence | None:
+    match _stated(folder, "licence"), _stated(folder, "licence_url"):
+        case None, None:
+            return None
+        case str() as name, None:
+            return Licence(name, "")
+        case str() as name, str() as url:
+            return Licence(name, url)
+        case other:
+            raise _misstated(folder, "licence and licence_url", other, "a name, and where it is to be read")
+
+
+def _stated_demonstration(folder: Path) -> bool:
+    match _stated(folder, "demonstration"):
+        case bool() as demonstration:
+            return demonstration
+        case None:
+            return False
+        case other:
+            raise _misstated(folder, "demonstration", other, "true or false")
+
+
+def _stated(folder: Path, key: str) -> object:
+    return read_json(folder / "preprocessor_config.json").get(key)
+
+
+def _misstated(folder: Path, key: str, value: object, wanted: str) -> ModelError:
+    return ModelError(f"{folder / 'preprocessor_config.json'} says {key} {value}: it must be {wanted}")
 
 
 def _triple(path: Path, found: dict[str, object], key: str) -> tuple[float, float, float]:

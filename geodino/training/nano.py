@@ -22,9 +22,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import CHMv2Config, CHMv2ForDepthEstimation, DINOv3ViTConfig
 
+from geodino.models.catalog import row
 from geodino.training.canopy_data import SHARES, CanopyScene, read_scene, training_scenes
 from geodino.training.canopy_figures import Figures, constant_figures, figures
 from geodino.training.canopy_training import Normalisation, Recipe, Training, predict_scene, train
+
+NANO = row("nano")
 
 SIZE = 320
 OVERLAP = 64
@@ -133,6 +136,11 @@ def export(weights: Path, folder: Path, *, config: CHMv2Config, record: dict[str
         # Two patches: an odd number of patches comes back one patch larger from the head.
         "size_divisor": 32,
         "size": {"height": SIZE, "width": SIZE},
+        # Keys of ours, so that the folder keeps its label and licence wherever it is copied to.
+        "gsd_m": NANO.gsd_m,
+        "licence": NANO.licence.name,
+        "licence_url": NANO.licence.url,
+        "demonstration": NANO.demonstration,
     }
     for name, content in (("preprocessor_config.json", processor), ("training.json", record)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
