@@ -41,8 +41,9 @@ logger = logging.getLogger(__name__)
 # the same read went well in each case measured.
 REMOTE_ATTEMPTS = 3
 RETRY_DELAY_S = 0.5
-# Scenes a thread keeps open: a window seldom meets more, and file handles are few.
-HANDLES_PER_THREAD = 16
+# Scenes a thread keeps open: a window seldom meets more, and an open file holds a decoded block (12 MiB for 1024 px of
+# three float32 bands) and, if remote, its read cache.
+HANDLES_PER_THREAD = 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,11 +38,14 @@ GDAL_OPTIONS = MappingProxyType(
         "GDAL_HTTP_RETRY_DELAY": 0.5,
         "GDAL_HTTP_TIMEOUT": 60,
         "GDAL_INGESTED_BYTES_AT_OPEN": 32768,
+        # Each open file has such a cache of its own, of 25 MB unless said: too much for a file in each of 8 threads.
         "VSI_CACHE": True,
+        "VSI_CACHE_SIZE": 4 * 1024 * 1024,
     }
 )
-# Beside a local file lie its .msk, .ovr and .aux.xml, which only a directory listing finds.
-LOCAL_OPTIONS = MappingProxyType({**GDAL_OPTIONS, "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE"})
+# Beside a local file lie its .msk, .ovr and .aux.xml, which only a directory listing finds. Its bytes are in the
+# system's cache; a second one in each open file held 1.5 GiB for 16 scenes of 27 MB (2026-11).
+LOCAL_OPTIONS = MappingProxyType({**GDAL_OPTIONS, "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE", "VSI_CACHE": False})
 
 SCHEMES = MappingProxyType(
     {"https": "/vsicurl/", "http": "/vsicurl/", "s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/", "abfs": "/vsiaz/"}
