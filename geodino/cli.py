@@ -56,6 +56,7 @@ def cli(context: click.Context, debug: bool, verbose: bool) -> None:
     "--max-cloud", type=click.FloatRange(0, 100), help="Most cloud of a scene, percent [default: the pipeline's]."
 )
 @click.option("--bands", help="Red, green and blue by name or 1-based index: 4,3,2 [default: by name or colour].")
+@click.option("--radiometry", help="How numbers become colours: auto or a profile's name [default: the pipeline's].")
 @click.option("--crs", help="CRS of the result [default: the imagery's where it keeps metres true, else UTM].")
 @click.option("--aoi-layer", help="Layer of the AOI's file.")
 @click.option("--aoi-crs", help="CRS of an AOI that declares none, such as EPSG:32610.")

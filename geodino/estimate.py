@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 
 from geodino.models import Model
@@ -15,8 +17,13 @@ from geodino.watch import duration, size
 # Beside the model: chips being read ahead, a staged row and GDAL's block cache (256 MiB).
 _PIPELINE_BYTES = 600 * 2**20
 
-# Measured on the sample: 2.3 bytes a pixel for two staged and two finished rasters, nodata costs next to nothing.
-_BYTES_WRITTEN_A_PIXEL = 5
+
+# One batch may fall into a moment when somebody else has the cores.
+_TRIALS = 3
+
+# Beside the forward passes: the plan, the preview and the record; and staging, compressing and checking the rasters.
+_REST_S = 2.0
+_WRITE_BYTES_A_S = 20e6
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class Estimate:
     memory_mib
         This process with the model loaded, after one measured batch, and what the pipeline adds.
     seconds_a_window, seconds
-        Measured on one batch here; reading over a slow network may take longer.
+        Measured here, as the median of three batches, with the loading of the model and the writing; reading over a
+        slow network may take longer.
     """
 
     pipeline: str
@@ -78,19 +86,22 @@ class Estimate:
         return "\n".join([*(f"{key:<9} {value}" for key, value in lines.items()), *left_out, "nothing was written"])
 
 
-def measure(plan: Plan, model: Model) -> Estimate:
-    """Time one batch of the plan's windows and count what the run would read, hold and write."""
+def measure(plan: Plan, model: Model, *, load_s: float) -> Estimate:
+    """Time some batches of the plan's windows and count what the run would read, hold and write.
+
+    Parameters
+    ----------
+    load_s
+        How long the model took to load.
+    """
     side = plan.tiling.size
     batch = min(model.batch_size(side), len(plan.places))
     chips = np.random.default_rng(0).random((batch, 3, side, side), dtype=np.float32)
     model.predict(chips)
-    began = time.perf_counter()
-    model.predict(chips)
-    seconds_a_window = (time.perf_counter() - began) / batch
+    seconds_a_window = statistics.median(_seconds(model, chips) for _ in range(_TRIALS)) / batch
     bytes_a_pixel = max(
         3 * np.dtype(scene.dtype).itemsize * max(plan.grid.gsd / scene.gsd, 1) ** 2 for scene in plan.scenes
     )
-    pixels = plan.extent.height * plan.extent.width
     # Two outputs a pixel; a row of windows hands `ramp` rows on to the next.
     spill = 2 * 4 * plan.tiling.ramp * plan.extent.width
     return Estimate(
@@ -111,9 +122,17 @@ def measure(plan: Plan, model: Model) -> Estimate:
         window_px=side,
         overlap_px=plan.tiling.overlap,
         read_mib=round(plan.pixels_read * bytes_a_pixel / 2**20, 1),
-        output_mib=round(pixels * _BYTES_WRITTEN_A_PIXEL / 2**20, 1),
+        output_mib=round(plan.bytes_written / 2**20, 1),
         memory_mib=round((psutil.Process().memory_info().rss + _PIPELINE_BYTES + spill) / 2**20),
         seconds_a_window=round(seconds_a_window, 4),
-        seconds=round(seconds_a_window * len(plan.places), 1),
+        seconds=round(
+            load_s + _REST_S + seconds_a_window * len(plan.places) + plan.bytes_written / _WRITE_BYTES_A_S, 1
+        ),
         warnings=plan.warnings,
     )
+
+
+def _seconds(model: Model, chips: npt.NDArray[np.float32]) -> float:
+    began = time.perf_counter()
+    model.predict(chips)
+    return time.perf_counter() - began

@@ -20,17 +20,17 @@ from geodino.models.hub import auto_model
 from geodino.models.loading import find_weights
 from geodino.models.precision import choose_device, choose_precision
 from geodino.outputs.cog import CogProfile, stage_to_cog
-from geodino.outputs.folder import OutputFolder
+from geodino.outputs.folder import OutputFolder, require_free
 from geodino.outputs.item import build_item, write_item
 from geodino.outputs.record import FileRecord, RunRecord, StatisticsRecord
 from geodino.outputs.stage import StagedRaster
 from geodino.plan import Plan, RunOptions, make_plan, with_scenes_used
-from geodino.provenance import file_record, make_record, provenance_tags
+from geodino.provenance import Finished, file_record, make_record, provenance_tags
 from geodino.quicklook import draw_preview
 from geodino.settings import PipelineSpec, read_pipeline
 from geodino.sources import Mosaic
 from geodino.stream import Tally, stream_cells
-from geodino.watch import Silent, Watch
+from geodino.watch import Silent, Watch, count
 
 # Bytes, as rasterio takes it: "256" would switch the cache off. GDAL's own default is a twentieth of all memory.
 GDAL_CACHE_BYTES = 256 * 2**20
@@ -75,9 +75,12 @@ def run(
     began, started = time.perf_counter(), datetime.now(UTC)
     watch, options = watch or Silent(), options or RunOptions()
     spec = read_pipeline(pipeline)
-    name = choose_model(spec, options, watch)
-    plan = settle(spec, aoi, options, name, watch)
+    OutputFolder(out, overwrite=options.overwrite).check()
+    name, said = choose_model(spec, options, watch)
+    plan = settle(spec, aoi, replace(options, model=name), name, watch)
+    plan = replace(plan, warnings=(*said, *plan.warnings))
     with OutputFolder(out, overwrite=options.overwrite) as folder, rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+        require_free(folder.path, plan.bytes_written)
         model = load_model(name, precision=options.precision, device=options.device, batch_size=options.batch_size)
         tally = Tally()
         stage = _compute(plan, model, folder, watch, tally)
@@ -85,7 +88,7 @@ def run(
         written = time.perf_counter()
         outputs = _write_outputs(stage, plan, model, folder, started=started, watch=watch)
         tally.write_s += time.perf_counter() - written
-        record = make_record(plan, model, name, tally, outputs, started, total_s=time.perf_counter() - began)
+        record = make_record(Finished(plan, model, name, tally, outputs, started, time.perf_counter() - began))
         write_item(build_item(record), folder.staging("item.json"))
         record = replace(record, outputs=(*outputs, file_record(folder.staging("item.json"), "item.json")))
         record.write(folder.staging("run.json"))
@@ -103,14 +106,15 @@ def estimate(
     """What `run` would do and how long it would take, measured on one batch of windows; writes nothing."""
     watch, options = watch or Silent(), options or RunOptions()
     spec = read_pipeline(pipeline)
-    name = choose_model(spec, options, watch)
+    name, _ = choose_model(spec, options, watch)
     plan = settle(spec, aoi, options, name, watch)
+    began = time.perf_counter()
     model = load_model(name, precision=options.precision, device=options.device, batch_size=options.batch_size)
-    return measure(plan, model)
+    return measure(plan, model, load_s=time.perf_counter() - began)
 
 
-def choose_model(spec: PipelineSpec, options: RunOptions, watch: Watch) -> str:
-    """The model's name, hub id or folder; `auto` is settled, and the watch is told how.
+def choose_model(spec: PipelineSpec, options: RunOptions, watch: Watch) -> tuple[str, tuple[str, ...]]:
+    """The model's name, hub id or folder, and the warning where `auto` had to take a lesser one.
 
     Raises
     ------
@@ -120,10 +124,13 @@ def choose_model(spec: PipelineSpec, options: RunOptions, watch: Watch) -> str:
     choose_precision(options.precision, choose_device(options.device))
     asked = options.model or spec.model
     if asked != "auto":
-        return asked
+        return asked, ()
     name, sentence = auto_model()
-    watch.warn(sentence) if row(name).demonstration else watch.note(sentence)
-    return name
+    if row(name).demonstration:
+        watch.warn(sentence)
+        return name, (sentence,)
+    watch.note(sentence)
+    return name, ()
 
 
 def settle(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, name: str, watch: Watch) -> Plan:
@@ -137,7 +144,8 @@ def settle(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, name:
     for sentence in plan.warnings:
         watch.warn(sentence)
     watch.note(
-        f"{plan.aoi.area_ha:,.1f} ha, {len(plan.scenes)} scenes, {len(plan.places)} windows of {plan.tiling.size} px, "
+        f"{plan.aoi.area_ha:,.2f} ha, {count(len(plan.scenes), 'scene')}, "
+        f"{count(len(plan.places), 'window')} of {plan.tiling.size} px, "
         f"{plan.grid.crs} at {plan.grid.gsd} m"
     )
     return plan

@@ -14,12 +14,16 @@ from pyproj.exceptions import CRSError
 from shapely.geometry import MultiPolygon, Polygon
 
 from geodino.aoi import AOI, boxes_meet, read_aoi
-from geodino.errors import ConfigError, SourceError
+from geodino.errors import AOIError, ConfigError, SourceError
 from geodino.grid import Grid, Window, by_code, choose_crs, is_metric
 from geodino.settings import PipelineSpec
 from geodino.sources import GsdPolicy, Mosaic, Scene, Search, find_scenes
 from geodino.sources.search import Dropped, sentences
 from geodino.windows import Place, Tiling
+
+# Two staged and two finished rasters with overviews: 4.2 bytes a pixel measured on the sample, where nodata costs
+# next to nothing.
+BYTES_WRITTEN_A_PIXEL = 6
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class RunOptions:
         CRS of the run's grid; None: the imagery's own where it keeps metres true, else UTM.
     force_gsd
         Run on imagery far from the GSD the model was trained at.
+    radiometry
+        A profile by name; None: the pipeline's.
     precision, device, batch_size
         How the model runs; they move numbers by less than the stated precision.
     threads
@@ -63,6 +69,7 @@ class RunOptions:
     repair_aoi: bool = False
     crs: str | None = None
     force_gsd: bool = False
+    radiometry: str | None = None
     precision: str = "auto"
     device: str = "auto"
     batch_size: int | None = None
@@ -89,7 +96,7 @@ class Plan:
     aoi, geometry
         What was asked for, and its union in the grid's CRS.
     extent
-        The AOI's bounds on the grid: what the outputs cover.
+        The bounds, on the grid, of that part of the AOI which has imagery: what the outputs cover.
     scenes
         In mosaic order: the first that has a pixel gives it. After the run, those that gave any.
     scene_shares
@@ -130,6 +137,11 @@ class Plan:
         return Window(row * stride, col * stride, rows * stride, cols * stride)
 
     @property
+    def bytes_written(self) -> int:
+        """What the outputs and the staged raster may take on disk, at most, for the pixels of the computed cells."""
+        return len(self.places) * self.tiling.stride**2 * BYTES_WRITTEN_A_PIXEL
+
+    @property
     def pixels_read(self) -> int:
         """Pixels of the grid that the windows read, overlaps counted each time."""
         return len(self.places) * self.tiling.size**2
@@ -157,7 +169,12 @@ def make_plan(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, *,
     grid = imagery.grid
     geometry = area.geometry(grid.crs)
     run_tiling = spec.tiling(tiling)
-    extent = grid.window_over(geometry.bounds)
+    _check_size(area, geometry, grid)
+    footprints = shapely.union_all([scene.footprint_in(grid.crs) for scene in imagery.scenes])
+    seen = shapely.intersection(geometry, footprints)
+    if not seen.area:
+        raise SourceError(_nothing_found(area, options, imagery.dropped))
+    extent = grid.window_over(seen.bounds)
     inside = places_over(geometry, grid, run_tiling)
     with Mosaic(imagery.scenes, grid, resampling=spec.resampling) as mosaic:
         places = [place for place in inside if mosaic.covers(run_tiling.window(place))]
@@ -175,9 +192,9 @@ def make_plan(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, *,
         scene_shares=(),
         scenes_dropped=imagery.dropped,
         places=tuple(places),
-        windows_outside_aoi=len(run_tiling.rows(extent)) * len(run_tiling.cols(extent)) - len(inside),
+        windows_outside_aoi=_places_in(run_tiling, grid.window_over(geometry.bounds)) - len(inside),
         windows_without_imagery=tuple(sorted(set(inside) - set(places))),
-        warnings=(*area_warnings(area), *imagery.warnings),
+        warnings=(*area_warnings(area), *_gap_warnings(seen.area / geometry.area), *imagery.warnings),
     )
 
 
@@ -194,14 +211,14 @@ def find_imagery(spec: PipelineSpec, area: AOI, options: RunOptions, gsd_m: floa
         max_cloud=spec.max_cloud_percent if options.max_cloud is None else options.max_cloud,
         order=spec.order,
         bands=options.bands,
-        radiometry=spec.radiometry,
+        radiometry=options.radiometry or spec.radiometry,
     )
     found = find_scenes(options.sources, aoi=area, search=search)
     if not found.scenes:
         raise SourceError(_nothing_found(area, options, found.dropped))
     grid = Grid(_grid_crs(area, options, found.scenes), spec.gsd(gsd_m))
-    warnings = GsdPolicy().check(found.scenes, gsd_m, force=options.force_gsd)
-    return Imagery(tuple(found.scenes), tuple(found.dropped), grid, tuple(warnings))
+    scenes, refused, warnings = _of_fitting_gsd(found.scenes, grid.gsd, force=options.force_gsd)
+    return Imagery(scenes, (*found.dropped, *refused), grid, (*warnings, *_stretch_warnings(scenes)))
 
 
 def places_over(geometry: Polygon | MultiPolygon, grid: Grid, tiling: Tiling) -> list[Place]:
@@ -245,6 +262,62 @@ def area_warnings(area: AOI) -> list[str]:
     if area.dropped:
         warnings.append(f"{area.dropped} features of the AOI are not polygons and were left out")
     return warnings
+
+
+def _places_in(tiling: Tiling, extent: Window) -> int:
+    return len(tiling.rows(extent)) * len(tiling.cols(extent))
+
+
+def _check_size(area: AOI, geometry: Polygon | MultiPolygon, grid: Grid) -> None:
+    if geometry.area < grid.gsd**2:
+        raise AOIError(
+            f"{area.origin}: the AOI of {geometry.area:.2g} m2 is smaller than one pixel of {grid.gsd:g} m; "
+            "draw a larger one, or check its units"
+        )
+
+
+def _gap_warnings(covered: float) -> tuple[str, ...]:
+    # Half a percent may be the raggedness of footprints.
+    if covered > 0.995:
+        return ()
+    return (f"{1 - covered:.0%} of the AOI has no imagery and will have no height",)
+
+
+def _of_fitting_gsd(
+    scenes: Sequence[Scene], gsd_m: float, *, force: bool
+) -> tuple[tuple[Scene, ...], tuple[str, ...], tuple[str, ...]]:
+    """Scenes that a model of that GSD can be run on, sentences about the others, and warnings.
+
+    Raises
+    ------
+    SourceError
+        None is left.
+    """
+    kept, refused, warnings, errors = [], [], {}, []
+    for scene in scenes:
+        try:
+            warnings.update(dict.fromkeys(GsdPolicy().check([scene], gsd_m, force=force)))
+        except SourceError as error:
+            refused.append(Dropped(scene.id, f"of {scene.gsd:.3g} m a pixel, too far from the model's {gsd_m:g} m"))
+            errors.append(error)
+        else:
+            kept.append(scene)
+    if errors and not kept:
+        raise errors[0]
+    return tuple(kept), sentences(refused), tuple(warnings)
+
+
+def _stretch_warnings(scenes: Sequence[Scene]) -> tuple[str, ...]:
+    """A sentence where colours had to be guessed, because heights depend on them."""
+    guessed = [scene.id for scene in scenes if scene.radiometry.note.startswith("stretch")]
+    if not guessed:
+        return ()
+    named = ", ".join(guessed[:3]) + (" and more" if len(guessed) > 3 else "")
+    sentence = (
+        f"{named}: nothing says how the digital numbers become colours, so the middle 96 % of each scene are stretched "
+        "to 0-1 and heights depend on that; name a profile with --radiometry if you know it"
+    )
+    return (sentence,)
 
 
 def _grid_crs(area: AOI, options: RunOptions, scenes: Sequence[Scene]) -> CRS:

@@ -1,8 +1,12 @@
-"""Polygons between CRSs: kept valid, true to their edges, and in one piece across the antimeridian."""
+"""Polygons between CRSs: kept valid, true to their edges, and in one piece across the antimeridian.
+
+And their edges on a grid, sorted so that a window finds those in its rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +17,7 @@ from shapely.geometry.base import BaseGeometry
 from shapely.geometry.polygon import orient
 
 from geodino.errors import AOIError
+from geodino.grid import Grid, Window
 
 WGS84 = CRS("EPSG:4326")
 # A straight edge is cut into pieces this long before it is projected. A chord of 1 km strays from its parallel by
@@ -65,6 +70,57 @@ def projected(shapes: Shapes, source: CRS, target: CRS) -> Shapes:
     """Shapes with each vertex moved from one CRS to another; not finite where PROJ cannot."""
     move = Transformer.from_crs(source, target, always_xy=True).transform
     return np.asarray(shapely.transform(shapes, lambda xy: np.column_stack(move(*xy.T))))
+
+
+class Edges(NamedTuple):
+    """Edges that cross a row of pixel centres, by how many rows they cross (in powers of two), then from the north.
+
+    Of edges that cross under 2**k rows, those that meet a window begin at most 2**k rows north of it: a slice.
+    """
+
+    first: npt.NDArray[np.int64]  # (N,) grid rows
+    last: npt.NDArray[np.int64]
+    northern: npt.NDArray[np.float64]  # (N, 2) end as (col, row), counted in pixel centres
+    slope: npt.NDArray[np.float64]  # (N,) columns a row
+    west: npt.NDArray[np.float64]  # (N,) column
+    sizes: tuple[tuple[int, slice], ...]  # rows that are not reached, and the edges that do not reach them
+
+    def crossing(
+        self, window: Window
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """First and last row, northern end and slope of the edges in the window's rows, none wholly east of it."""
+        found = [np.empty(0, np.int64)]
+        for rows, alike in self.sizes:
+            north, south = np.searchsorted(self.first[alike], [window.row - rows, window.row_stop])
+            found.append(np.arange(alike.start + north, alike.start + south))
+        near = np.concatenate(found)
+        near = near[(self.last[near] >= window.row) & (self.west[near] <= window.col_stop)]
+        return self.first[near], self.last[near], self.northern[near], self.slope[near]
+
+
+def sorted_edges(geometry: Polygon | MultiPolygon, grid: Grid) -> Edges:
+    """The edges of a geometry in the grid's CRS."""
+    # By parts, because get_rings looks into polygons only and gives nothing for a multipolygon.
+    rings = shapely.get_rings(shapely.get_parts(geometry))
+    xy, ring = shapely.get_coordinates(rings, return_index=True)
+    at = xy / (grid.gsd, -grid.gsd) - 0.5
+    joined = ring[1:] == ring[:-1]
+    one, other = at[:-1][joined], at[1:][joined]
+    northward = (one[:, 1] > other[:, 1])[:, None]
+    start, stop = np.where(northward, other, one), np.where(northward, one, other)
+    first, last = (np.floor(end[:, 1]).astype(np.int64) for end in (start, stop))
+    first += 1
+    size = np.frexp(last - first + 1)[1]  # 2 ** (size - 1) <= rows < 2 ** size
+    order = np.lexsort((first, size))
+    order = order[last[order] >= first[order]]
+    start, stop = start[order], stop[order]
+    sizes, begin = np.unique(size[order], return_index=True)
+    ends = np.append(begin[1:], len(order)).tolist()
+    alike = [
+        (2**k, slice(*part)) for k, part in zip(sizes.tolist(), zip(begin.tolist(), ends, strict=True), strict=True)
+    ]
+    slope = (stop[:, 0] - start[:, 0]) / (stop[:, 1] - start[:, 1])
+    return Edges(first[order], last[order], start, slope, np.minimum(start[:, 0], stop[:, 0]), tuple(alike))
 
 
 def area_m2(shape: Polygon | MultiPolygon, crs: CRS) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -55,61 +55,72 @@ def provenance_tags(plan: Plan, model: Model, started: datetime) -> dict[str, st
     }
 
 
-def make_record(
-    plan: Plan,
-    model: Model,
-    reference: str,
-    tally: Tally,
-    outputs: tuple[FileRecord, ...],
-    started: datetime,
-    *,
-    total_s: float,
-) -> RunRecord:
+@dataclass(frozen=True)
+class Finished:
+    """What a run has done, for its record: `reference` is what --model takes to do it again."""
+
+    plan: Plan
+    model: Model
+    reference: str
+    tally: Tally
+    outputs: tuple[FileRecord, ...]
+    started: datetime
+    total_s: float
+
+
+def make_record(done: Finished) -> RunRecord:
     """The record of a finished run."""
-    without = sorted({*plan.windows_without_imagery, *tally.windows_empty})
-    extent = plan.extent
+    plan, tally = done.plan, done.tally
+    extent, mapped_m2 = plan.extent, tally.pixels_written * plan.grid.gsd**2
     return RunRecord(
         geodino=__version__,
         pipeline=plan.spec.model_dump(mode="json"),
         options=_plain(asdict(plan.options)),
-        aoi=AOIRecord(
-            origin=plan.aoi.origin,
-            area_ha=round(plan.aoi.area_ha, 4),
-            repaired_area_m2=plan.aoi.repaired_area_m2,
-            bounds_lonlat=plan.aoi.bounds_lonlat,
-            geometry=_plain(plan.aoi.geojson()),
-        ),
+        aoi=_aoi_record(plan),
         grid=GridRecord(str(plan.grid.crs), plan.grid.gsd, extent.row, extent.col, extent.height, extent.width),
-        windows=WindowsRecord(
-            size_px=plan.tiling.size,
-            overlap_px=plan.tiling.overlap,
-            margin_px=plan.tiling.margin,
-            run=tally.windows_run,
-            filled=tally.windows_filled,
-            outside_aoi=plan.windows_outside_aoi,
-            without_imagery=tuple((place.r, place.c) for place in without),
-        ),
-        model=_model_record(model, reference),
+        windows=_windows_record(plan, tally),
+        model=_model_record(done.model, done.reference),
         scenes=tuple(
             _plain(scene.summary()) | {"share_of_pixels": share}
             for scene, share in zip(plan.scenes, plan.scene_shares, strict=True)
         ),
         dropped_scenes=plan.scenes_dropped,
         timings=TimingsRecord(
-            read_s=round(tally.read_s, 3),
-            forward_s=round(tally.forward_s, 3),
-            stitch_s=round(tally.stitch_s, 3),
-            write_s=round(tally.write_s, 3),
-            total_s=round(total_s, 3),
+            *(round(seconds, 3) for seconds in (tally.read_s, tally.forward_s, tally.stitch_s, tally.write_s)),
+            total_s=round(done.total_s, 3),
             decode_s=round(tally.decode_s, 3),
         ),
         computed_px=tally.windows_run * plan.tiling.size**2,
-        peak_memory_mib=_peak_memory(model),
-        outputs=outputs,
+        peak_memory_mib=_peak_memory(done.model),
+        outputs=done.outputs,
         libraries={"gdal": rasterio.__gdal_version__} | {name: version(name) for name in _LIBRARIES},
-        started=started,
+        started=done.started,
         ended=datetime.now(UTC),
         warnings=plan.warnings,
+        mapped_percent_of_aoi=round(min(100 * mapped_m2 / plan.geometry.area, 100.0), 2),
+    )
+
+
+def _aoi_record(plan: Plan) -> AOIRecord:
+    return AOIRecord(
+        origin=plan.aoi.origin,
+        area_ha=round(plan.aoi.area_ha, 4),
+        repaired_area_m2=plan.aoi.repaired_area_m2,
+        bounds_lonlat=plan.aoi.bounds_lonlat,
+        geometry=_plain(plan.aoi.geojson()),
+    )
+
+
+def _windows_record(plan: Plan, tally: Tally) -> WindowsRecord:
+    without = sorted({*plan.windows_without_imagery, *tally.windows_empty})
+    return WindowsRecord(
+        size_px=plan.tiling.size,
+        overlap_px=plan.tiling.overlap,
+        margin_px=plan.tiling.margin,
+        run=tally.windows_run,
+        filled=tally.windows_filled,
+        outside_aoi=plan.windows_outside_aoi,
+        without_imagery=tuple((place.r, place.c) for place in without),
     )
 
 

@@ -107,7 +107,8 @@ def stream_cells(
     Yields
     ------
     Cell
-        The caller closes the generator before the source (`contextlib.closing`). `values` (K, stride, stride) float32; NaN outside the AOI and where there is no valid imagery.
+        `values` (K, stride, stride) float32; NaN outside the AOI and where there is no valid imagery. The caller closes
+        the generator before the source (`contextlib.closing`).
     """
     # Closed whatever happens, and not when the garbage collector finds it: a source must not be closed while threads
     # still read from it, which ends the process.

@@ -113,6 +113,11 @@ class RichWatch:
         self._progress.update(self._task, completed=done)
 
 
+def count(number: int, thing: str) -> str:
+    """A number of things for people: `1 scene`, `12,000 windows`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """A length of time for people: `48 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:

@@ -135,12 +135,63 @@ def test_a_missing_shard_is_named(saved: Path, tmp_path: Path) -> None:
             "says gsd_m 60 cm: it must be metres a pixel",
         ),
         ("preprocessor_config.json", '{"image_mean": [0.4, 0.4]}', "image_mean .*must be three numbers"),
+        (
+            "preprocessor_config.json",
+            '{"image_mean": [0.4, 0.4, 0.3], "image_std": [0.2, 0, 0.1]}',
+            r"image_std \[0\.2, 0\.0, 0\.1\]: .*must be above 0",
+        ),
     ],
 )
 def test_a_bad_description_is_refused(folder: Path, file: str, content: str | None, message: str) -> None:
     (folder / file).unlink() if content is None else (folder / file).write_text(content)
     with pytest.raises(ModelError, match=message):
         load_model(folder)
+
+
+def change_config(folder: Path, keys: str, value: object) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    inner = described
+    *outer, last = keys.split(".")
+    for key in outer:
+        inner = inner[key]
+    inner[last] = value
+    (folder / "config.json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        ("backbone_config", {}, "KeyError"),
+        ("backbone_config", None, "AttributeError"),
+        ("backbone_config.model_type", [1], "TypeError: unhashable"),
+        ("backbone_config.model_type", "dinov3_convnext", "KeyError|backbone dinov3_convnext: a canopy model needs"),
+        ("backbone_config.dtype", "float99", "AttributeError: .*float99"),
+        ("backbone_config.hidden_act", "gelo", "KeyError: 'gelo'"),
+        ("backbone_config.hidden_size", 0, "ZeroDivisionError"),
+        ("backbone_config.num_attention_heads", 0, "ZeroDivisionError"),
+        ("backbone_config.num_attention_heads", 3, "hidden_size 32: it must be a multiple of num_attention_heads 3"),
+        ("backbone_config.num_hidden_layers", 3, "ValueError: out_features must be a subset"),
+        ("backbone_config.patch_size", [1, 2], r"patch_size 16 and \[1, 2\]: it must be 16"),
+        ("backbone_config.image_size", [], "ValueError: not enough values"),
+        ("dtype", [], "IndexError"),
+        ("number_output_channels", -1, "RuntimeError: .*negative dimension -1"),
+        ("patch_size", 0, "patch_size 0 and 16: it must be 16"),
+    ],
+)
+def test_a_value_that_makes_no_network_is_told_with_its_folder(
+    folder: Path, keys: str, value: object, message: str
+) -> None:
+    change_config(folder, keys, value)
+    with pytest.raises(ModelError, match=rf"config\.json of {folder} .*({message})"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(("keys", "value"), [("hidden_sizes", []), ("hidden_act", "gelo"), ("depths", [1, 2])])
+def test_a_convnext_that_cannot_be_built_is_told_with_its_folder(keys: str, value: object, tmp_path: Path) -> None:
+    folder = save(DINOv3ConvNextModel(convnext_config()), tmp_path / "mine")
+    change_config(folder, keys, value)
+    with pytest.raises(ModelError, match=f"config.json of {folder} does not describe a model that can be built"):
+        load_backbone(folder, device="cpu")
 
 
 def test_mean_and_std_come_from_the_folder(folder: Path) -> None:
@@ -170,9 +221,7 @@ def test_metres_a_pixel_of_an_unknown_model_are_those_it_states(
 )
 def test_what_a_folder_states_of_itself_must_make_sense(folder: Path, stated: dict[str, object]) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(CHMV2_STATISTICS | stated))
-    with pytest.raises(
-        ModelError, match=rf"preprocessor_config\.json says .*{next(iter(stated))} .*: it must be"
-    ):
+    with pytest.raises(ModelError, match=rf"preprocessor_config\.json says .*{next(iter(stated))} .*: it must be"):
         row_of_folder(folder)
 
 

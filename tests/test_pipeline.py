@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from test_outputs_item import complaints
 
 import geodino
 from geodino.aoi import aoi_mask
-from geodino.errors import ConfigError, GeodinoError, OutputError, SourceError
+from geodino.errors import AOIError, ConfigError, GeodinoError, OutputError, SourceError
 from geodino.grid import Grid, Window
 from geodino.models.predictor import Model
 from geodino.outputs.record import read_record
@@ -263,3 +264,66 @@ def test_only_scenes_that_gave_pixels_are_named_as_sources(tiny_model: Path, tmp
     assert item["properties"]["start_datetime"].startswith("2020")
     assert len([link for link in item["links"] if link["rel"] == "derived_from"]) == 1
     assert complaints(item) == []
+
+
+def test_an_aoi_half_off_the_imagery_is_mapped_in_part_and_said_so(options: RunOptions, tmp_path: Path) -> None:
+    record = run("canopy", aoi=wkt(300, 20, 540, 280), out=tmp_path / "half", options=options)
+    assert any("of the AOI has no imagery" in sentence for sentence in record.warnings)
+    assert record.mapped_percent_of_aoi is not None and 45 < record.mapped_percent_of_aoi < 55
+    assert f"{record.mapped_percent_of_aoi:.1f} % of the AOI" in record.as_text()
+    with rasterio.open(tmp_path / "half" / "canopy_height.tif") as raster:
+        # The outputs cover what can be seen, not a country of nodata around it.
+        assert raster.width <= 121
+
+
+def test_guessed_colours_are_warned_of_and_can_be_named(options: RunOptions, photo: Path, tmp_path: Path) -> None:
+    path = tmp_path / "u16.tif"
+    with rasterio.open(photo) as source:
+        pixels, profile = source.read().astype(np.uint16) * 40, source.profile | {"dtype": "uint16"}
+    with rasterio.open(path, "w", **profile) as target:
+        target.write(pixels)
+    guessed = estimate("canopy", aoi=wkt(20, 15, 90, 80), options=replace(options, sources=(str(path),)))
+    assert any("stretched" in sentence and "--radiometry" in sentence for sentence in guessed.warnings)
+    named = replace(options, sources=(str(path),), radiometry="reflectance-10000")
+    assert not estimate("canopy", aoi=wkt(20, 15, 90, 80), options=named).warnings
+
+
+def test_one_file_of_another_gsd_does_not_stop_a_folder(options: RunOptions, photo: Path, tmp_path: Path) -> None:
+    with rasterio.open(photo) as source:
+        pixels, profile = source.read(), source.profile
+    for name, gsd in (("fine", 0.6), ("coarse", 10.0)):
+        turned = profile | {"transform": rasterio.Affine(gsd, 0, WEST, 0, -gsd, NORTH)}
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **turned) as target:
+            target.write(pixels)
+    cost = estimate("canopy", aoi=wkt(20, 15, 90, 80), options=replace(options, sources=(str(tmp_path),)))
+    assert cost.scenes == ("fine",)
+    assert any("coarse" in sentence and "10 m a pixel" in sentence for sentence in cost.scenes_dropped)
+    with pytest.raises(SourceError, match="--force-gsd"):
+        estimate("canopy", aoi=wkt(20, 15, 90, 80), options=replace(options, sources=(str(tmp_path / "coarse.tif"),)))
+
+
+def test_an_aoi_under_one_pixel_is_refused_as_such(options: RunOptions, tmp_path: Path) -> None:
+    with pytest.raises(AOIError, match=r"smaller than one pixel of 0\.6 m"):
+        run(
+            "canopy",
+            aoi="494030,4878700,494030.2,4878700.3",
+            out=tmp_path,
+            options=replace(options, aoi_crs="EPSG:26910"),
+        )
+
+
+def test_auto_leaves_the_sample_where_the_aoi_reaches_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from geodino.aoi import read_aoi
+    from geodino.sources import open as opening
+
+    asked: list[str] = []
+    monkeypatch.setattr(opening, "DEFAULT_SOURCE", "the-default")
+    find = opening._find
+    monkeypatch.setattr(
+        opening, "_find", lambda source, aoi, search: (asked.append(source), find(source, aoi, search))[1]
+    )
+    for aoi, wanted in ((geodino.sample_aoi("autzen"), "sample"), ("-123.2,44.0,-123.0,44.1", "the-default")):
+        asked.clear()
+        with contextlib.suppress(GeodinoError):
+            opening.find_scenes(("auto",), aoi=read_aoi(aoi), search=opening.Search())
+        assert asked[-1] == wanted

@@ -19,10 +19,13 @@ from rasterio.enums import ColorInterp
 from rasterio.shutil import copy
 
 from geodino.errors import ConfigError, ReadError, SourceError
+from geodino.grid import Grid
 from geodino.sources.bands import AssetBand
 from geodino.sources.geotiff import Hints, describe, describe_separate, expand_folder
 from geodino.sources.raster import gdal_path, is_remote, open_raster
-from geodino.sources.scene import Band, GsdPolicy, ground_gsd
+from geodino.sources.mosaic import Mosaic
+from geodino.sources.scene import Alpha, Band, GsdPolicy, ground_gsd
+from geodino.sources.warp import footprint_window
 
 Write = Callable[..., str]
 RNG = np.random.default_rng(0)
@@ -177,11 +180,38 @@ def test_alpha_is_believed_unless_it_looks_like_a_spectral_band(write: Write, ca
     alpha = np.full((1, 60, 70), 255, np.uint8)
     alpha[:, :20] = 0
     colours = (*RGB, ColorInterp.alpha)
-    assert describe(write(np.concatenate([picture, alpha]), colours=colours)).alpha == 4
+    assert describe(write(np.concatenate([picture, alpha]), colours=colours)).alpha == Alpha(4, 255.0)
     assert describe(write(np.concatenate([picture, noise(1)]), colours=colours)).alpha is None
     assert "taken for a spectral band" in caplog.text
     named = Hints(bands=tuple(AssetBand(frozenset({name})) for name in ("red", "green", "blue", "nir")))
     assert describe(write(np.concatenate([picture, alpha]), colours=colours), hints=named).alpha is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "full"),
+    [
+        ("uint8", 255),
+        ("uint8", 1),
+        ("uint16", 65535),
+        ("uint16", 255),
+        ("uint16", 1023),
+        ("float32", 1),
+        ("float32", 255),
+    ],
+)
+@pytest.mark.parametrize("where", ["corner", "all but a corner"])
+def test_pixels_of_full_alpha_are_valid_whatever_number_full_is(
+    write: Write, dtype: str, full: int, where: str
+) -> None:
+    whole = np.zeros((700, 700), bool)
+    whole[600:, 600:] = True
+    whole = whole if where == "corner" else ~whole
+    picture = RNG.integers(1, 250, (3, 700, 700)).astype(dtype)
+    alpha = (whole * full).astype(dtype)
+    scene = describe(write(np.concatenate([picture, alpha[None]]), colours=(*RGB, ColorInterp.alpha)))
+    grid = Grid(scene.crs, 0.6)
+    with Mosaic([scene], grid) as mosaic:
+        np.testing.assert_array_equal(mosaic.read(footprint_window(scene, grid)).valid, whole)
 
 
 def test_dates_come_from_tags_and_are_none_without(write: Write, caplog: pytest.LogCaptureFixture) -> None:

@@ -111,7 +111,7 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         self._acquire()
         try:
-            self._refuse_outputs()
+            self.check()
             self._remove_stale_parts()
         except BaseException:
             self._release()
@@ -209,7 +209,8 @@ class OutputFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"  # it has the lock but has not come to write its name
 
-    def _refuse_outputs(self) -> None:
+    def check(self) -> None:
+        """Raise OutputError where the folder already holds outputs that may not be replaced; touches nothing."""
         present = [name for name in OUTPUT_NAMES if (self.path / name).exists()]
         if present and not self.overwrite:
             held = ", ".join(present)

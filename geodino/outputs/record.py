@@ -15,6 +15,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from geodino.errors import ConfigError
 from geodino.outputs.cog import Census
+from geodino.watch import count, size
 
 # Raised by one when a field changes its meaning or is removed, not when one is added.
 RECORD_VERSION = 1
@@ -156,6 +157,8 @@ class RunRecord:
         Versions by name.
     started, ended
         UTC.
+    mapped_percent_of_aoi
+        How much of the AOI's pixels have a height; `valid_percent` of a raster is of its bounding box.
     """
 
     geodino: str
@@ -175,6 +178,7 @@ class RunRecord:
     started: datetime
     ended: datetime
     warnings: tuple[str, ...] = ()
+    mapped_percent_of_aoi: float | None = None
     record_version: int = RECORD_VERSION
 
     def as_dict(self) -> dict[str, JsonValue]:
@@ -196,8 +200,12 @@ class RunRecord:
         """The record in a few lines for a terminal."""
         lines = [_file_line(file) for file in self.outputs]
         windows, timings = self.windows, self.timings
+        if self.mapped_percent_of_aoi is not None:
+            lines.append(f"{self.mapped_percent_of_aoi:.1f} % of the AOI ({self.aoi.area_ha:,.2f} ha) mapped")
         skipped = windows.outside_aoi + len(windows.without_imagery)
-        lines.append(f"{windows.run} windows run, {skipped} skipped; {len(self.scenes)} scenes used")
+        lines.append(
+            f"{count(windows.run, 'window')} run, {skipped:,} skipped; {count(len(self.scenes), 'scene')} used"
+        )
         lines.append(
             f"{timings.total_s:.1f} s: read {timings.read_s:.1f}, forward {timings.forward_s:.1f}, "
             f"stitch {timings.stitch_s:.1f}, write {timings.write_s:.1f}"
@@ -248,16 +256,13 @@ def read_record(path: Path | str) -> RunRecord:
 
 
 def _file_line(file: FileRecord) -> str:
-    size = f"{file.size_bytes / 1e6:.1f} MB"
+    line = f"{file.name}  {size(file.size_bytes)}"
     statistics = file.statistics
     if statistics is None:
-        return f"{file.name}  {size}"
+        return line
     if statistics.mean is None:
-        return f"{file.name}  {size}, no valid pixel"
-    return (
-        f"{file.name}  {size}, mean {statistics.mean:.1f} m, largest {statistics.maximum:.1f} m, "
-        f"{statistics.valid_percent:.0f} % valid"
-    )
+        return f"{line}, no valid pixel"
+    return f"{line}, mean {statistics.mean:.1f} m, largest {statistics.maximum:.1f} m"
 
 
 _ADAPTER = TypeAdapter(RunRecord)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import shapely
+from odc.geo.crs import CRS
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
@@ -60,13 +61,22 @@ def find_scenes(sources: Sequence[str], *, aoi: AOI, search: Search) -> Found:
     return Found(in_order(scenes, search.order), said)
 
 
+def _lies_on_sample(aoi: AOI) -> bool:
+    """Whether the embedded scenes, of whatever date, cover the whole AOI: part of it would be a map of little else."""
+    if not sample_catalog().is_file():
+        return False
+    scenes, _ = _find("sample", aoi, Search())
+    covered = shapely.union_all([scene.footprint_in(CRS("EPSG:4326")) for scene in scenes])
+    # Two pixels of slack, in degrees: the AOI may have been drawn along the photo's edge.
+    return bool(covered.buffer(1e-5).covers(aoi.lonlat))
+
+
 _Result = tuple[list[Scene], list[Dropped]]
 
 
 def _find(source: str, aoi: AOI, search: Search) -> _Result:
     if source == "auto":
-        scenes, dropped = _find("sample", aoi, search) if sample_catalog().is_file() else ([], [])
-        return (scenes, dropped) if scenes else _find(DEFAULT_SOURCE, aoi, search)
+        return _find("sample" if _lies_on_sample(aoi) else DEFAULT_SOURCE, aoi, search)
     if source == "sample":
         return _stac(str(sample_catalog()), (), Choice(bands=search.bands, radiometry=search.radiometry), aoi, search)
     if is_remote(source):

@@ -175,7 +175,7 @@ def recoloured(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Return a chip as another camera, season and haze might have shown it: (3, S, S) in 0..1 in and out.
 
     The training scenes have three or four colour renderings in all; NAIP of other places looks different. Every chip
-    is changed by its own share: at full strength throughout, little was learned in the first 1,100 steps.
+    is changed by its own share, so that some keep nearly the colours they have.
     """
     strength = float(rng.uniform(0, 0.7))
     plain = image

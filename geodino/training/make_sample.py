@@ -18,6 +18,7 @@ import geopandas as gpd
 import pystac
 import rasterio
 from affine import Affine
+from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 from rasterio.shutil import copy as rio_copy
 from rasterio.warp import transform_geom
@@ -51,7 +52,7 @@ COLLECTIONS = {
     "palm-springs": ("A golf course in Palm Springs, California: NAIP 2016, 2018, 2020", URBAN_TREES),
 }
 
-_NAIP_NOTE = "NAIP flights of the year; the source gives no day, so the Item's datetime is 1 July"
+_NAIP_NOTE = "NAIP flights of the year; the source gives no day, so the Item spans the year"
 
 SCENES = (
     SampleScene(
@@ -60,7 +61,7 @@ SCENES = (
         "canopy/scenes/autzen_val_rgb.tif",
         NAIP_BANDS[:3],
         2008,
-        "the photo is older than the baseball park of 2009 or 2010 and its day is not known; 2008 stands for that",
+        "the photo is older than the baseball park of 2009 or 2010, its day not known; the year 2008 stands for that",
     ),
     *(
         SampleScene(
@@ -80,7 +81,7 @@ SCENES = (
 def write_scene(source: Path, target: Path, bands: tuple[str, ...]) -> None:
     """Re-encode a GeoTIFF losslessly as a Deflate COG with its exact 0.6 m transform and named bands."""
     with rasterio.open(source) as src:
-        profile = src.profile | {"driver": "GTiff", "compress": None, "tiled": False}
+        profile = src.profile | {"driver": "GTiff", "compress": None, "tiled": False, "alpha": "no"}
         left, top = round(src.transform.c / 0.6) * 0.6, round(src.transform.f / 0.6) * 0.6
         profile["transform"] = Affine(0.6, 0, left, 0, -0.6, top)
         for key in ("blockxsize", "blockysize"):
@@ -90,6 +91,8 @@ def write_scene(source: Path, target: Path, bands: tuple[str, ...]) -> None:
         with memory.open(**profile) as plain:
             plain.write(pixels)
             plain.descriptions = bands
+            # GDAL takes any fourth 8-bit band for alpha, and viewers then draw the near infrared as transparency.
+            plain.colorinterp = [ColorInterp[name] if name != "nir" else ColorInterp.undefined for name in bands]
         with memory.open() as plain:
             rio_copy(
                 plain,
@@ -99,7 +102,7 @@ def write_scene(source: Path, target: Path, bands: tuple[str, ...]) -> None:
                 LEVEL=9,
                 PREDICTOR="YES",
                 BLOCKSIZE=256,
-                OVERVIEWS="NONE",
+                OVERVIEW_RESAMPLING="AVERAGE",
             )
 
 
@@ -118,7 +121,7 @@ def make_item(scene: SampleScene, cog: Path) -> pystac.Item:
         id=scene.id,
         geometry=mapping(outline),
         bbox=list(outline.bounds),
-        datetime=dt.datetime(year, 7, 1, tzinfo=dt.UTC),
+        datetime=None,
         start_datetime=dt.datetime(year, 1, 1, tzinfo=dt.UTC),
         end_datetime=dt.datetime(year, 12, 31, 23, 59, 59, tzinfo=dt.UTC),
         properties={

@@ -95,9 +95,9 @@ def new_model(config: CHMv2Config, *, seed: int) -> CHMv2ForDepthEstimation:
 def open_eyes(model: CHMv2ForDepthEstimation, scenes: Sequence[CanopyScene], *, seed: int, patches: int = 6000) -> None:
     """Set the patch embedding to the principal components of real patches, their variances made more alike.
 
-    Random filters answer to the mean colour nearly alone, which has most of the variance of a patch, and the norms
-    behind them hide the texture that tells a tree from a lawn. The exponent leaves the finest components, mostly noise,
-    below the coarse ones.
+    Random filters answer to the mean colour nearly alone, which has most of the variance of a patch; these answer to
+    its texture too. The exponent leaves the finest components, mostly noise, below the coarse ones. What it gains was
+    not measured alone.
     """
     embedding = model.backbone.embeddings.patch_embeddings
     side, width = embedding.kernel_size[0], embedding.out_channels
