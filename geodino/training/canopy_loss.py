@@ -3,8 +3,9 @@
 The Charbonnier and gradient losses, and their late fading in, follow the CHMv2 paper (arXiv 2603.06382, table 6). Its
 first phase, a scale-invariant log loss, was left out. A run that had it stood after 1,100 steps near the geometric mean
 of ground and tree, under 4 m everywhere; it also had a higher learning rate, stronger colours and random patch filters,
-which were changed with it. In trials of 60 steps at one learning rate a Charbonnier loss that is nearly a square began to explain heights
-(R2 of the training chips 0.06), and a sharp one did not (-0.07): most pixels are bare ground, and their median is 0.
+which were changed with it. In trials of 60 steps at one learning rate a Charbonnier loss that is nearly a square began
+to explain heights (R2 of the training chips 0.06), and a sharp one did not (-0.07): most pixels are bare ground, and
+their median is 0.
 """
 
 from __future__ import annotations
