@@ -22,8 +22,8 @@ from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid
 from geodino.sources.bands import AssetBand
 from geodino.sources.geotiff import Hints, describe, describe_separate, expand_folder
-from geodino.sources.raster import gdal_path, is_remote, open_raster
 from geodino.sources.mosaic import Mosaic
+from geodino.sources.raster import gdal_path, is_remote, open_raster
 from geodino.sources.scene import Alpha, Band, GsdPolicy, ground_gsd
 from geodino.sources.warp import footprint_window
 

@@ -20,8 +20,8 @@ from rasterio.windows import Window as RasterWindow
 from geodino.errors import ReadError, SourceError
 from geodino.radiometry import Radiometry, as_triple, decide, profile, stretch
 from geodino.sources.bands import AssetBand, BandLabel, choose_rgb
-from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, open_raster, read_errors
-from geodino.sources.scene import Band, Facts, Scene, ground_gsd, horizontal_crs
+from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, open_raster, read_errors, without_secrets
+from geodino.sources.scene import Alpha, Band, Facts, Scene, ground_gsd, horizontal_crs
 from geodino.sources.signing import signed
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ STRETCH_SIDE = 1024
 # Real alpha is 0 or full almost everywhere; a fourth band that GDAL took for alpha, such as near infrared, is not.
 ALPHA_SIDE = 512
 ALPHA_GREY_SHARE = 0.1
+# What full alpha is in files: yes/no, 8, 10, 12, 15 and 16 bits, whatever type holds them.
+_ALPHA_FULL = (1.0, 255.0, 1023.0, 4095.0, 32767.0, 65535.0)
 # A block is decoded whole, so a larger one is a trap or a mistake.
 MAX_BLOCK_PIXELS = 16_384 * 16_384
 
@@ -136,6 +138,7 @@ def _scene(
     if facts.datetime is None and facts.start is None:
         facts = replace(facts, datetime=_file_date(raster))
     dtype = raster.dtypes[index - 1]
+    alpha = _alpha(raster, [band.index for band in bands], hints) if _together(bands) else None
     scene = Scene(
         id=hints.id or PurePosixPath(urlsplit(href).path if is_remote(href) else local_path(href).name).stem,
         bands=bands,
@@ -146,7 +149,7 @@ def _scene(
         dtype=dtype,
         radiometry=Radiometry((0.0,) * 3, (0.0,) * 3, "not decided"),
         nodata=_nodata(raster, index, rgb[0] if rgb else None),
-        alpha=_alpha(raster, [band.index for band in bands], hints) if _together(bands) else None,
+        alpha=alpha,
         sign=hints.sign,
         facts=facts,
     )
@@ -203,7 +206,7 @@ def _together(bands: tuple[Band, Band, Band]) -> bool:
     return len({band.href for band in bands}) == 1
 
 
-def _alpha(raster: rasterio.DatasetReader, picture: Sequence[int], hints: Hints) -> int | None:
+def _alpha(raster: rasterio.DatasetReader, picture: Sequence[int], hints: Hints) -> Alpha | None:
     """The band that says which pixels are valid, unless it is a spectral band that GDAL took for alpha.
 
     GDAL writes any fourth 8-bit band as alpha unless told otherwise, so four-band aerial imagery often says so of its
@@ -215,21 +218,30 @@ def _alpha(raster: rasterio.DatasetReader, picture: Sequence[int], hints: Hints)
     number = found[0]
     if _labels(raster, hints)[number - 1].names & _SPECTRAL_NAMES:
         return None
+    values = _alpha_sample(raster, number)
+    most = float(values.max())
+    # 8-bit alpha is often widened to 16 bits or to floats without scaling, so the type does not tell what full is.
+    full = next((full for full in _ALPHA_FULL if most <= full), most)
+    grey = float(np.mean((values != 0) & (values != full)))
+    if grey > ALPHA_GREY_SHARE:
+        logger.warning(
+            "%s: band %d says alpha, but %.0f %% of it is neither 0 nor full; it is taken for a spectral band",
+            without_secrets(raster.name), number, 100 * grey,
+        )  # fmt: skip
+        return None
+    return Alpha(number, full)
+
+
+def _alpha_sample(raster: rasterio.DatasetReader, number: int) -> npt.NDArray[np.generic]:
+    """The middle of an alpha band, or all of it thinned where the middle is empty; NaN is 0."""
     height, width = raster.shape
     rows, cols = min(height, ALPHA_SIDE), min(width, ALPHA_SIDE)
     window = RasterWindow((width - cols) // 2, (height - rows) // 2, cols, rows)
     with read_errors(raster.name):
         values = raster.read(number, window=window)
-    full = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
-    # 8-bit alpha is often widened to 16 bits without scaling, so 255 counts as full too.
-    grey = float(np.mean((values != 0) & (values != full) & (values != 255)))
-    if grey > ALPHA_GREY_SHARE:
-        logger.warning(
-            "%s: band %d says alpha, but %.0f %% of it is neither 0 nor full; it is taken for a spectral band",
-            raster.name, number, 100 * grey,
-        )  # fmt: skip
-        return None
-    return number
+        if not np.nan_to_num(values).any():
+            values = raster.read(number, out_shape=(rows, cols))
+    return np.asarray(np.nan_to_num(values))
 
 
 def _radiometry(raster: rasterio.DatasetReader, scene: Scene, name: str, rgb: tuple[AssetBand, ...]) -> Radiometry:
@@ -265,10 +277,10 @@ def _thinned(scene: Scene) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool
 
 
 def _thinned_mask(
-    raster: rasterio.DatasetReader, index: int, alpha: int | None, shape: tuple[int, int]
+    raster: rasterio.DatasetReader, index: int, alpha: Alpha | None, shape: tuple[int, int]
 ) -> npt.NDArray[np.bool_]:
     if alpha is not None:
-        return np.asarray(raster.read(alpha, out_shape=shape) > 0)
+        return np.asarray(raster.read(alpha.index, out_shape=shape) > 0)
     flags = raster.mask_flag_enums[index - 1]
     if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
         return np.asarray(raster.read_masks(index, out_shape=shape) > 0)

@@ -41,6 +41,14 @@ class Band:
 
 
 @dataclass(frozen=True)
+class Alpha:
+    """The band that says which pixels are valid: its 1-based number in red's file, and the value of a whole pixel."""
+
+    index: int
+    full: float
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is known of an acquisition beside its pixels; None where unknown.
 
@@ -77,7 +85,7 @@ class Scene:
     bands
         Red, green, blue; in one file, or each in its own on the same pixels.
     alpha
-        1-based number of the band (in red's file) that says which pixels are valid, if there is one.
+        The band that says which pixels are valid, if there is one.
     crs, transform, shape
         The pixels of the bands: (height, width), and (col, row) to the CRS.
     gsd
@@ -99,7 +107,7 @@ class Scene:
     dtype: str
     radiometry: Radiometry
     nodata: float | None = None
-    alpha: int | None = None
+    alpha: Alpha | None = None
     sign: str | None = None
     facts: Facts = field(default_factory=Facts)
 

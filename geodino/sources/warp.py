@@ -113,6 +113,8 @@ def warp_document(scene: Scene, level: Level, hrefs: tuple[str, str, str], grid:
         for number in (1, 2, 3, ALPHA)
     )
     source, numbers, alpha = _source(scene, level, hrefs)
+    # GDAL would take the largest number of the band's type for full, and of a float 255.
+    full = f'<Option name="SRC_ALPHA_MAX">{scene.alpha.full!r}</Option>' if scene.alpha else ""
     nodata = "" if scene.nodata is None else f"<SrcNoDataReal>{scene.nodata!r}</SrcNoDataReal>"
     mapping = "".join(
         f'<BandMapping src="{number}" dst="{place}">{nodata}</BandMapping>' for place, number in enumerate(numbers, 1)
@@ -125,7 +127,7 @@ def warp_document(scene: Scene, level: Level, hrefs: tuple[str, str, str], grid:
         f"<ResampleAlg>{RESAMPLING[resampling]}</ResampleAlg><WorkingDataType>Float32</WorkingDataType>"
         '<Option name="INIT_DEST">0</Option><Option name="UNIFIED_SRC_NODATA">YES</Option>'
         f'<Option name="XSCALE">{xscale!r}</Option><Option name="YSCALE">{yscale!r}</Option>'
-        f"{source}<Transformer>{_transformer(scene, level, target, grid)}</Transformer>"
+        f"{full}{source}<Transformer>{_transformer(scene, level, target, grid)}</Transformer>"
         f"<BandList>{mapping}</BandList>{alpha}<DstAlphaBand>{ALPHA}</DstAlphaBand>"
         "</GDALWarpOptions></VRTDataset>"
     )
@@ -136,7 +138,7 @@ def _source(scene: Scene, level: Level, hrefs: tuple[str, str, str]) -> tuple[st
     option = "" if level.overview is None else f'<OOI key="OVERVIEW_LEVEL">{level.overview}</OOI>'
     if len({band.href for band in scene.bands}) == 1:
         options = f"<OpenOptions>{option}</OpenOptions>" if option else ""
-        alpha = f"<SrcAlphaBand>{scene.alpha}</SrcAlphaBand>" if scene.alpha else ""
+        alpha = f"<SrcAlphaBand>{scene.alpha.index}</SrcAlphaBand>" if scene.alpha else ""
         name = escape(gdal_path(hrefs[0]))
         source = f'<SourceDataset relativeToVRT="0">{name}</SourceDataset>{options}'
         return source, [band.index for band in scene.bands], alpha
