@@ -30,6 +30,7 @@ from geodino.errors import AOIError
 from geodino.grid import Grid, Window
 from geodino.polygons import (
     WGS84,
+    Edges,
     Shapes,
     area_m2,
     densified,
@@ -39,6 +40,7 @@ from geodino.polygons import (
     polygons,
     projected,
     same_crs,
+    sorted_edges,
     unwrapped,
     wrapped,
 )
@@ -190,46 +192,53 @@ def read_aoi(what: str | Path, *, layer: str | None = None, crs: str | None = No
     return aoi
 
 
-def aoi_mask(geometry: Polygon | MultiPolygon, grid: Grid, window: Window) -> npt.NDArray[np.bool_]:
-    """Which pixel centres lie in the geometry: bool, shape (H, W) of the window.
+@dataclass(frozen=True, eq=False)
+class AOIMask:
+    """Says of any window which pixel centres lie in a geometry; made once a run, called from any thread.
 
     A pixel's answer depends on the pixel alone, never on the window. A centre exactly on an edge belongs to the
     polygon east or north of it, so polygons that share an edge share no pixel.
 
-    Parameters
+    Attributes
     ----------
     geometry
         Valid, in the grid's CRS.
     """
-    # Even-odd counting along rows. GDAL's rasterize works in pixels of the window, so a centre near an edge may
-    # change sides with the window; here every number is a function of the edge and the grid's row.
-    start, stop = _edges(geometry, grid)
-    first = np.maximum(np.floor(start[:, 1]) + 1, window.row)
-    last = np.minimum(np.floor(stop[:, 1]), window.row_stop - 1)
-    kept = (first <= last) & (np.minimum(start[:, 0], stop[:, 0]) <= window.col_stop)
-    start, stop, first = start[kept], stop[kept], first[kept]
-    count = (last[kept] - first + 1).astype(np.int64)
-    edge = np.repeat(np.arange(len(count)), count)
-    row = first[edge] + (np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count))
-    slope = (stop[:, 0] - start[:, 0]) / (stop[:, 1] - start[:, 1])
-    crossing = np.ceil(start[edge, 0] + (row - start[edge, 1]) * slope[edge])
-    col = np.clip(crossing - window.col, 0, window.width).astype(np.int64)
-    place = (row.astype(np.int64) - window.row) * (window.width + 1) + col
-    turns = np.bincount(place, minlength=window.height * (window.width + 1))
-    turns = turns.reshape(window.height, window.width + 1)[:, : window.width]
-    return np.asarray(np.cumsum(turns, axis=1) % 2 == 1)
+
+    geometry: Polygon | MultiPolygon
+    grid: Grid
+
+    def __call__(self, window: Window) -> npt.NDArray[np.bool_]:
+        """Bool, shape (H, W) of the window; the caller's own."""
+        # Even-odd counting along rows. GDAL's rasterize works in pixels of the window, so a centre near an edge may
+        # change sides with the window; here every number is a function of the edge and the grid's row.
+        first, last, northern, slope = self._edges.crossing(window)
+        first, last = np.maximum(first, window.row), np.minimum(last, window.row_stop - 1)
+        count = last - first + 1
+        edge = np.repeat(np.arange(len(count)), count)
+        row = first[edge] + (np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count))
+        crossing = np.ceil(northern[edge, 0] + (row - northern[edge, 1]) * slope[edge])
+        col = np.clip(crossing - window.col, 0, window.width).astype(np.int64)
+        row -= window.row
+        if not ((col > 0) & (col < window.width)).any():
+            # No edge within the window: each row is all inside or all outside.
+            odd = np.bincount(row[col == 0], minlength=window.height) % 2 == 1
+            return np.repeat(odd[:, None], window.width, axis=1)
+        turns = np.bincount(row * (window.width + 1) + col, minlength=window.height * (window.width + 1))
+        turns = turns.reshape(window.height, window.width + 1)[:, : window.width]
+        return np.asarray(np.cumsum(turns, axis=1) % 2 == 1)
+
+    def __reduce__(self) -> tuple[type[AOIMask], tuple[Polygon | MultiPolygon, Grid]]:
+        return AOIMask, (self.geometry, self.grid)  # The edges are five times as large and soon made again.
+
+    @cached_property
+    def _edges(self) -> Edges:
+        return sorted_edges(self.geometry, self.grid)
 
 
-def _edges(geometry: Polygon | MultiPolygon, grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Northern and southern ends of all edges as (col, row), counted in pixel centres; each shape (N, 2)."""
-    # By parts, because get_rings looks into polygons only and gives nothing for a multipolygon.
-    rings = shapely.get_rings(shapely.get_parts(geometry))
-    xy, ring = shapely.get_coordinates(rings, return_index=True)
-    at = xy / (grid.gsd, -grid.gsd) - 0.5
-    joined = ring[1:] == ring[:-1]
-    one, other = at[:-1][joined], at[1:][joined]
-    northward = (one[:, 1] > other[:, 1])[:, None]
-    return np.where(northward, other, one), np.where(northward, one, other)
+def aoi_mask(geometry: Polygon | MultiPolygon, grid: Grid, window: Window) -> npt.NDArray[np.bool_]:
+    """The mask of one window; for several make an `AOIMask`, which walks the outline once."""
+    return AOIMask(geometry, grid)(window)
 
 
 def boxes_meet(geometry: Polygon | MultiPolygon, grid: Grid, windows: Sequence[Window]) -> npt.NDArray[np.bool_]:

@@ -104,8 +104,7 @@ def sorted_edges(geometry: Polygon | MultiPolygon, grid: Grid) -> Edges:
     rings = shapely.get_rings(shapely.get_parts(geometry))
     xy, ring = shapely.get_coordinates(rings, return_index=True)
     at = xy / (grid.gsd, -grid.gsd) - 0.5
-    joined = ring[1:] == ring[:-1]
-    one, other = at[:-1][joined], at[1:][joined]
+    one, other = (ends[ring[1:] == ring[:-1]] for ends in (at[:-1], at[1:]))
     northward = (one[:, 1] > other[:, 1])[:, None]
     start, stop = np.where(northward, other, one), np.where(northward, one, other)
     first, last = (np.floor(end[:, 1]).astype(np.int64) for end in (start, stop))
@@ -114,11 +113,9 @@ def sorted_edges(geometry: Polygon | MultiPolygon, grid: Grid) -> Edges:
     order = np.lexsort((first, size))
     order = order[last[order] >= first[order]]
     start, stop = start[order], stop[order]
-    sizes, begin = np.unique(size[order], return_index=True)
-    ends = np.append(begin[1:], len(order)).tolist()
-    alike = [
-        (2**k, slice(*part)) for k, part in zip(sizes.tolist(), zip(begin.tolist(), ends, strict=True), strict=True)
-    ]
+    sizes = np.unique(size[order])
+    begin, end = (np.searchsorted(size[order], sizes, side) for side in ("left", "right"))
+    alike = [(2**k, slice(b, e)) for k, b, e in np.column_stack([sizes, begin, end]).tolist()]
     slope = (stop[:, 0] - start[:, 0]) / (stop[:, 1] - start[:, 1])
     return Edges(first[order], last[order], start, slope, np.minimum(start[:, 0], stop[:, 0]), tuple(alike))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import geopandas as gpd
@@ -17,7 +21,7 @@ from odc.geo.crs import CRS
 from pyproj import Geod
 from shapely.geometry import LineString, Point, Polygon, box, mapping, shape
 
-from geodino.aoi import AOI, aoi_mask, boxes_meet, read_aoi
+from geodino.aoi import AOI, AOIMask, aoi_mask, boxes_meet, read_aoi
 from geodino.errors import AOIError
 from geodino.grid import Grid, Window
 
@@ -221,8 +225,6 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"{FIELD.wkt} é", encoding="latin-1")
         with pytest.raises(AOIError, match=f"{name}: byte [0-9]+ is not UTF-8 text; save the file as UTF-8"):
             read_aoi(tmp_path / name)
-    (tmp_path / "fields.wkt").write_text(FIELD.wkt, encoding="utf-8-sig")
-    assert read_aoi(tmp_path / "fields.wkt").area_ha > 0
 
 
 def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
@@ -367,3 +369,31 @@ def test_the_mask_of_several_polygons_is_the_union_of_their_masks() -> None:
     alone = [aoi_mask(part, grid, window) for part in parts]
     assert alone[0].any() and alone[1].any()
     np.testing.assert_array_equal(whole, alone[0] | alone[1])
+
+
+@given(radii, st.lists(st.tuples(*[st.integers(0, 190)] * 2, *[st.integers(1, 80)] * 2), min_size=1, max_size=8))
+def test_a_mask_made_once_says_of_each_window_what_the_whole_says(
+    spokes: list[float], cuts: list[tuple[int, int, int, int]]
+) -> None:
+    area = shapely.union_all([star(spokes), box(5e5 + 30, 4e6 - 55, 5e5 + 90, 4e6 + 41)])
+    whole = GRID.window_over((5e5 - 90, 4e6 - 90, 5e5 + 90, 4e6 + 90))
+    inside = pickle.loads(pickle.dumps(AOIMask(area, GRID)))
+    windows = [Window(whole.row + r, whole.col + c, h, w) for r, c, h, w in cuts]
+    with ThreadPoolExecutor(4) as pool:
+        masks = list(pool.map(inside, windows))
+    expected = aoi_mask(area, GRID, whole)
+    for window, mask in zip(windows, masks, strict=True):
+        np.testing.assert_array_equal(mask, expected[window.slices_in(whole)])
+
+
+def test_windows_of_a_long_outline_look_only_at_the_edges_in_their_rows() -> None:
+    angle = np.linspace(0, 2 * np.pi, 200_000, endpoint=False)
+    reach = 50_000 + 500 * np.sin(angle * 5000)
+    area = Polygon(np.column_stack([reach * np.cos(angle) + 5e5, reach * np.sin(angle) + 4e6]))
+    places = itertools.product(range(-6_740_000, -6_590_000, 10_007), range(750_000, 910_000, 10_007))
+    inside, began = AOIMask(area, GRID), time.process_time()
+    inside(Window(0, 0, 64, 64))
+    once = time.process_time() - began
+    held = [int(inside(Window(*place, 64, 64)).sum()) for place in places]
+    assert time.process_time() - began < 10 * once + 0.2
+    assert 0 in held and 64 * 64 in held
