@@ -14,6 +14,7 @@ from transformers import (
     CHMv2ForDepthEstimation,
     DINOv3ConvNextConfig,
     DINOv3ConvNextModel,
+    DINOv3ViTConfig,
     DINOv3ViTModel,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from geodino.errors import ModelError
 from geodino.models.catalog import ConvNeXtShape, Family, Licence, ModelRow, ViTShape, rows
 from geodino.models.files import check_safetensors, read_json, weight_files
-from geodino.windows import SIDE_MULTIPLE, Tiling
+from geodino.windows import PATCH, SIDE_MULTIPLE, Tiling
 
 # `model_type` in config.json -> family -> the class that holds its weights.
 FAMILIES: dict[str, Family] = {"chmv2": "chmv2", "dinov3_vit": "vit", "dinov3_convnext": "convnext"}
@@ -32,6 +33,17 @@ NETWORKS: dict[Family, type[PreTrainedModel]] = {
     "vit": DINOv3ViTModel,
     "convnext": DINOv3ConvNextModel,
 }
+
+# What transformers raises where a value in config.json is of the wrong type, or makes no network.
+_NONSENSE = (
+    StrictDataclassError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 _NAMED_KEYS = 5
 
@@ -140,7 +152,10 @@ def statistics_of(folder: Path) -> tuple[tuple[float, float, float], tuple[float
     """Mean and std of red, green, blue, from preprocessor_config.json."""
     path = folder / "preprocessor_config.json"
     found = read_json(path)
-    return _triple(path, found, "image_mean"), _triple(path, found, "image_std")
+    mean, std = _triple(path, found, "image_mean"), _triple(path, found, "image_std")
+    if not all(0 < value < math.inf for value in std):
+        raise ModelError(f"{path} says image_std {list(std)}: colours are divided by it, so it must be above 0")
+    return mean, std
 
 
 @contextmanager
@@ -158,10 +173,33 @@ def _silent_transformers() -> Iterator[None]:
 
 
 def _config(folder: Path, network_class: type[PreTrainedModel]) -> PreTrainedConfig:
+    """What config.json says, once a network without memory could be built from it; ModelError if none can."""
     try:
-        return network_class.config_class.from_pretrained(folder, local_files_only=True)
-    except StrictDataclassError as error:
-        raise ModelError(f"config.json of {folder} does not describe a model: {error}") from error
+        with _silent_transformers(), torch.device("meta"):
+            config = network_class.config_class.from_pretrained(folder, local_files_only=True)
+            network_class(config)
+    except _NONSENSE as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ModelError(f"config.json of {folder} does not describe a model that can be built: {what}") from error
+    _check_parts_fit(folder, config)
+    return config
+
+
+def _check_parts_fit(folder: Path, config: PreTrainedConfig) -> None:
+    """ModelError for what can be built but not run, or not by us."""
+    backbone = getattr(config, "backbone_config", config)
+    where = f"config.json of {folder} says"
+    if isinstance(backbone, DINOv3ConvNextConfig) and backbone is config:
+        return
+    if not isinstance(backbone, DINOv3ViTConfig):
+        raise ModelError(f"{where} backbone {backbone.model_type}: a canopy model needs dinov3_vit")
+    if not config.patch_size == backbone.patch_size == PATCH:
+        raise ModelError(f"{where} patch_size {config.patch_size} and {backbone.patch_size}: it must be {PATCH}")
+    if backbone.hidden_size % backbone.num_attention_heads:
+        raise ModelError(
+            f"{where} hidden_size {backbone.hidden_size}: "
+            f"it must be a multiple of num_attention_heads {backbone.num_attention_heads}"
+        )
 
 
 # preprocessor_config.json may state `gsd_m`, `licence`, `licence_url` and `demonstration`: keys of ours, which others
