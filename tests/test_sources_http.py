@@ -154,9 +154,19 @@ def test_an_api_is_paged_to_the_end_and_sifted_here(
     assert asked == (["aerial"] if post else "aerial")
 
 
-def test_an_api_needs_collections(site: Site, aoi: AOI) -> None:
-    with pytest.raises(ConfigError, match="name its collections"):
-        find_scenes([f"{site.url}/api"], aoi=aoi, search=Search())
+def test_an_api_needs_collections_and_either_way_to_name_them_works(site: Site, aoi: AOI, tmp_path: Path) -> None:
+    api, own = f"{site.url}/api", tmp_path / "own.yaml"
+    write_scene(site.folder / "a.tif")
+    site.items.append(make_item("one", f"{site.url}/a.tif"))
+    with pytest.raises(ConfigError, match=r"with --collection NAME or in a YAML file .*collections: \[NAME\]"):
+        find_scenes([api], aoi=aoi, search=Search())
+    own.write_text(f"kind: source\ntitle: mine\nstac: {api}\ncollections: [aerial]\n")
+    assert ids(find_scenes([str(own)], aoi=aoi, search=Search()).scenes) == ["one"]
+    assert ids(find_scenes([api], aoi=aoi, search=Search(collections=("aerial",))).scenes) == ["one"]
+    # This server does not look at collections, as some do not.
+    found = find_scenes([str(own)], aoi=aoi, search=Search(collections=("other", "more")))
+    assert site.searches[-1]["collections"] == ["other", "more"]
+    assert not found.scenes and found.dropped == ("1 of another collection than other, more (one)",)
 
 
 def test_a_catalog_over_http_shows_the_pixels_of_the_disk(site: Site, aoi: AOI) -> None:

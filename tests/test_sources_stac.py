@@ -178,6 +178,17 @@ def test_the_shipped_configs_are_valid(name: str) -> None:
     assert config.collections == ("naip",) and config.bands == ("1", "2", "3")
 
 
+def test_a_users_own_config_names_files_beside_it(tmp_path: Path, aoi: AOI) -> None:
+    (tmp_path / "mine").mkdir()
+    write_scene(tmp_path / "mine" / "a.tif")
+    write_catalog(tmp_path, [make_item("one", "../mine/a.tif")])
+    for place, expected in (("paths: [mine/a.tif]", "a"), ("paths: [mine]", "a"), ("stac: catalog.json", "one")):
+        (tmp_path / "own.yaml").write_text(f"kind: source\ntitle: mine\n{place}\n")
+        assert ids(find_scenes([str(tmp_path / "own.yaml")], aoi=aoi, search=Search()).scenes) == [expected]
+    with pytest.raises(ConfigError, match=r"none\.yaml cannot be read"):
+        find_scenes([str(tmp_path / "none.yaml")], aoi=aoi, search=Search())
+
+
 def test_an_unknown_source_is_refused_with_the_nearest_name(aoi: AOI, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean earth-search-naip"):
         find_scenes(["earth-search-nap"], aoi=aoi, search=Search())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from geodino.settings import read_yaml, validate
 from geodino.shipped import config_path
+from geodino.sources.raster import is_remote, local_path
 
 # YAML reads `bands: [1, 2, 3]` as numbers.
 _Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
@@ -25,7 +27,7 @@ class SourceConfig(BaseModel):
     paths
         GeoTIFFs or folders, instead of `stac`.
     collections
-        Which collections of the catalog; an API needs at least one.
+        Which collections of the catalog; an API needs at least one, here or in the search.
     asset
         Which asset of an Item holds the picture, where the Item leaves a choice.
     bands
@@ -52,13 +54,27 @@ class SourceConfig(BaseModel):
         return self
 
 
-def source_config(name: str) -> SourceConfig:
-    """The source config of that name in configs/.
+def source_config(what: str) -> SourceConfig:
+    """The source config of that name in configs/, or in that YAML file, whose relative paths start at its folder.
 
     Raises
     ------
     ConfigError
         No such config, or not a source's, or a fault in it.
     """
-    path = config_path(name)
-    return validate(SourceConfig, read_yaml(path), str(path))
+    own = is_config_file(what)
+    path = local_path(what) if own else config_path(what)
+    config = validate(SourceConfig, read_yaml(path), str(path))
+    if not own:
+        return config
+    stac = None if config.stac is None else _beside(path, config.stac)
+    return config.model_copy(update={"stac": stac, "paths": tuple(_beside(path, href) for href in config.paths)})
+
+
+def is_config_file(source: str) -> bool:
+    """Whether a source is a YAML file of the user's own, by its name."""
+    return source.lower().endswith((".yaml", ".yml"))
+
+
+def _beside(path: Path, href: str) -> str:
+    return href if is_remote(href) else str(path.parent / local_path(href))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import shapely
 from odc.geo.crs import CRS
@@ -14,7 +15,7 @@ from shapely.geometry.base import BaseGeometry
 from geodino.aoi import AOI
 from geodino.errors import AOIError, SourceError
 from geodino.shipped import sample_catalog
-from geodino.sources.config import SourceConfig, source_config
+from geodino.sources.config import SourceConfig, is_config_file, source_config
 from geodino.sources.geotiff import Hints, describe, expand_folder
 from geodino.sources.items import Choice, WantedItem, item_scene, sift
 from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of
@@ -38,8 +39,8 @@ def find_scenes(sources: Sequence[str], *, aoi: AOI, search: Search) -> Found:
     ----------
     sources
         Each a GeoTIFF (path or URL), a folder of GeoTIFFs, a static STAC catalog, collection or Item (path or URL), the
-        URL of a STAC API, the name of a source config, `sample` for the embedded scenes, or `auto` for these where the
-        AOI lies on them and the default config elsewhere.
+        URL of a STAC API, the name of a source config or a YAML file with one, `sample` for the embedded scenes, or
+        `auto` for these where the AOI lies on them and the default config elsewhere.
 
     Raises
     ------
@@ -78,11 +79,13 @@ def _find(source: str, aoi: AOI, search: Search) -> _Result:
     if source == "auto":
         return _find("sample" if _lies_on_sample(aoi) else DEFAULT_SOURCE, aoi, search)
     if source == "sample":
-        return _stac(str(sample_catalog()), (), Choice(bands=search.bands, radiometry=search.radiometry), aoi, search)
+        return _plain_stac(str(sample_catalog()), aoi, search)
     if is_remote(source):
         return (
             _files([source], aoi, search) if suffix_of(source) in RASTER_SUFFIXES else _plain_stac(source, aoi, search)
         )
+    if is_config_file(source):
+        return _configured(source_config(source), aoi, search)
     path = local_path(source)
     if path.is_dir():
         for root in _ROOTS:
@@ -100,29 +103,28 @@ def _find(source: str, aoi: AOI, search: Search) -> _Result:
 
 def _configured(config: SourceConfig, aoi: AOI, search: Search) -> _Result:
     # What the user asks for goes before the config.
-    bands = search.bands or config.bands or ()
+    wanted = replace(
+        search, bands=search.bands or config.bands or (), collections=search.collections or config.collections
+    )
     if config.stac is not None:
-        choice = Choice(config.asset, bands, search.radiometry, config.sign)
-        return _stac(config.stac, config.collections, choice, aoi, search)
+        return _stac(config.stac, Choice(config.asset, wanted.bands, search.radiometry, config.sign), aoi, wanted)
     scenes: list[Scene] = []
     dropped: list[Dropped] = []
     for path in config.paths:
-        named = Search(search.datetime, search.max_cloud, search.order, bands, search.radiometry)
-        found, left_out = _folder(path, aoi, named) if local_path(path).is_dir() else _files([path], aoi, named)
+        is_folder = not is_remote(path) and local_path(path).is_dir()
+        found, left_out = _folder(path, aoi, wanted) if is_folder else _files([path], aoi, wanted)
         scenes.extend(found)
         dropped.extend(left_out)
     return scenes, dropped
 
 
 def _plain_stac(href: str, aoi: AOI, search: Search) -> _Result:
-    return _stac(href, (), Choice(bands=search.bands, radiometry=search.radiometry), aoi, search)
+    return _stac(href, Choice(bands=search.bands, radiometry=search.radiometry), aoi, search)
 
 
-def _stac(href: str, collections: tuple[str, ...], choice: Choice, aoi: AOI, search: Search) -> _Result:
+def _stac(href: str, choice: Choice, aoi: AOI, search: Search) -> _Result:
     area = shape(aoi.geojson())
-    sifted = [
-        sift(content, at, area, search) for at, content in stac_items(href, area, search, collections=collections)
-    ]
+    sifted = [sift(content, at, area, search) for at, content in stac_items(href, area, search)]
     dropped = [entry for entry in sifted if isinstance(entry, Dropped)]
     wanted = [entry for entry in sifted if isinstance(entry, WantedItem)]
     with ThreadPoolExecutor(_READERS) as readers:

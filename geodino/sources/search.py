@@ -43,6 +43,8 @@ class Search:
         Red, green and blue by name or 1-based number; empty: as the source says.
     radiometry
         A profile's name, or `auto`.
+    collections
+        Of STAC; they go before a source config's. Empty: as the source says. Files that belong to none stay.
 
     Raises
     ------
@@ -55,6 +57,7 @@ class Search:
     order: str = "newest"
     bands: tuple[str, ...] = ()
     radiometry: str = "auto"
+    collections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -82,6 +85,8 @@ class Search:
             start, end = self.interval()
             if last < start or first > end:
                 return f"outside of {self.datetime}"
+        if self.collections and facts.collection is not None and facts.collection not in self.collections:
+            return f"of another collection than {', '.join(self.collections)}"
         if self.max_cloud is not None and facts.cloud_cover is not None and facts.cloud_cover > self.max_cloud:
             return f"over {self.max_cloud:g} % cloud"
         return None

@@ -55,8 +55,8 @@ def http() -> Iterator[StacApiIO]:
         session.session.close()
 
 
-def stac_items(href: str, area: BaseGeometry, search: Search, *, collections: tuple[str, ...] = ()) -> list[Document]:
-    """What a catalog, collection, Item or API holds over the area, unsifted.
+def stac_items(href: str, area: BaseGeometry, search: Search) -> list[Document]:
+    """What a catalog, collection, Item or API holds over the area, unsifted but for collections.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ def stac_items(href: str, area: BaseGeometry, search: Search, *, collections: tu
         Path or URL.
     area
         WGS84, longitudes within 180.
-    collections
-        Which collections; all of a static catalog where empty, an API needs one.
+    search
+        Without collections a static catalog is read whole, and an API refused.
 
     Raises
     ------
@@ -79,12 +79,12 @@ def stac_items(href: str, area: BaseGeometry, search: Search, *, collections: tu
     with http() as session:
         root = read_json(href, session)
         if "conformsTo" in root or any(link.get("rel") == "search" for link in _links(root)):
-            return _search(Document(href, root), session, area, search, collections)
+            return _search(Document(href, root), session, area, search)
         kind = root.get("type")
         if kind == "Feature":
             return [Document(href, root)]
         if kind in ("Catalog", "Collection"):
-            return _walk(Document(href, root), session, area, collections)
+            return _walk(Document(href, root), session, area, search.collections)
         if kind == "FeatureCollection" and isinstance(root.get("features"), list):
             return [Document(href, feature) for feature in root["features"] if isinstance(feature, dict)]  # type: ignore[attr-defined]
         raise SourceError(f"{href} is no STAC catalog, collection, Item or API: its type is {kind}")
@@ -147,19 +147,20 @@ def _may_hold(collection: JSONObject, area: BaseGeometry, collections: tuple[str
     )
 
 
-def _search(
-    api: Document, session: StacApiIO, area: BaseGeometry, search: Search, collections: tuple[str, ...]
-) -> list[Document]:
+def _search(api: Document, session: StacApiIO, area: BaseGeometry, search: Search) -> list[Document]:
     href, root = api
-    if not collections:
-        raise ConfigError(f"{href} is a STAC API: name its collections in a source config (collections: [...])")
+    if not search.collections:
+        raise ConfigError(
+            f"{without_secrets(href)} is a STAC API and holds many collections; say which to search, with --collection "
+            "NAME or in a YAML file of your own for --source (kind: source, title: ..., stac: URL, collections: [NAME])"
+        )
     methods = {link.get("method", "GET") for link in _links(root) if link.get("rel") == "search"}
     outline = area if shapely.get_num_coordinates(area) <= MAX_POINTS else area.convex_hull
     try:
         client = Client.open(href, stac_io=session)
         pages = client.search(
             method="POST" if "POST" in methods else "GET",
-            collections=list(collections),
+            collections=list(search.collections),
             intersects=mapping(outline),
             datetime=search.datetime,
             limit=PAGE,
