@@ -69,7 +69,7 @@ class ModelRow:
     gsd_m
         Metres a pixel of the imagery it was made for; None where it was trained on photographs.
     heads
-        What it predicts by itself; empty for a backbone, whose heads you train.
+        What it predicts by itself; empty for a backbone, which gives features only.
     official
         Names of the .pth files it is published as; the eight hex digits are the first of the file's SHA-256.
     demonstration

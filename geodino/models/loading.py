@@ -75,8 +75,8 @@ def load_model(
     weights = find_weights(name_or_path)
     if weights.row.family != "chmv2":
         raise ModelError(
-            f"{weights.row.name} is a backbone without a canopy head: train one on it with `geodino train`, "
-            "or use chmv2 or nano"
+            f"{weights.row.name} is a backbone without a canopy head, and this version cannot train one on it: "
+            "use chmv2 or nano"
         )
     where = choose_device(device)
     how = choose_precision(precision, where)
