@@ -4,7 +4,8 @@
     model  = geodino.load_model("nano")                               # a catalog name, hub id or local folder
     canopy = geodino.predict(scene, model)                            # xarray.Dataset: height, spread; lazy
     geodino.write_cog(canopy.height, "canopy_height.tif")
-    record = geodino.run("canopy", aoi="area.geojson", out="out/")    # what the command line calls
+    record = geodino.run("canopy", aoi="area.geojson", out="out/",    # what the command line calls
+                         options=geodino.RunOptions(model="nano"))
 
 These names are what users may rely on; the rest may change. Each is imported when it is first used, so that
 `import geodino` costs milliseconds.
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from geodino.models import load_model
     from geodino.outputs.cog import write_cog
     from geodino.pipeline import run
+    from geodino.plan import RunOptions
     from geodino.shipped import sample_aoi, sample_catalog
     from geodino.xarrays import open_scene, predict
 
 __version__ = version("geodino")
 
 _HOMES = {
+    "RunOptions": "geodino.plan",
     "load_model": "geodino.models",
     "open_scene": "geodino.xarrays",
     "predict": "geodino.xarrays",
@@ -38,6 +41,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "RunOptions",
     "load_model",
     "open_scene",
     "predict",

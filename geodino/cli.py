@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,18 +26,19 @@ INTERRUPTED = 130
 @click.version_option(__version__, "-V", "--version", prog_name="geodino")
 @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what libraries and readers log.")
-@click.pass_context
-def cli(context: click.Context, debug: bool, verbose: bool) -> None:
+def cli(debug: bool, verbose: bool) -> None:
     """Canopy height from satellite and aerial imagery with the DINOv3 models.
 
     \b
     Try it on the embedded sample, with no network and no account:
       geodino run canopy --aoi sample:autzen --out out/
     """
-    context.obj = {"debug": debug}
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
     )
+    if not verbose:
+        # Its retries are told by the error that ends them.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 @cli.command()
@@ -146,8 +149,10 @@ def doctor(as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line, turning each error into one line and its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        result = cli.main(standalone_mode=False)
+        # `--debug` may stand anywhere: whoever adds it to a line that failed adds it at the end.
+        result = cli.main([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(_interrupted())
     except click.ClickException as error:
@@ -157,8 +162,8 @@ def main() -> None:
         sys.exit(_interrupted())
     except GeodinoError as error:
         sys.exit(_failed(error, error.exit_code))
-    except MemoryError as error:
-        sys.exit(_failed(error, 1))
+    except MemoryError:
+        sys.exit(_failed(MemoryError("out of memory; try a smaller --batch-size or fewer --threads"), 1))
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
@@ -189,6 +194,11 @@ def _watch(*, quiet: bool) -> PlainWatch | RichWatch:
     from geodino.watch import PlainWatch, RichWatch
 
     return RichWatch() if sys.stderr.isatty() and not quiet else PlainWatch(quiet=quiet)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Ends the run as Ctrl-C does, so that temporary files are removed; 143 is what a shell calls it."""
+    raise SystemExit(128 + number)
 
 
 def _interrupted() -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import shapely
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
@@ -32,7 +33,8 @@ def draw_preview(plan: Plan, model: Model, heights: Path, path: Path) -> None:
         valid=pixels.valid,
         height=_read_on(heights, grid, window),
         gsd_m=grid.gsd,
-        title=f"{plan.spec.title}, {plan.aoi.area_ha:,.1f} ha",
+        title=f"{plan.spec.title}, {plan.aoi.area_ha:,.2f} ha",
+        outlines=_outlines(plan, grid, window),
         caption=_caption(plan, model),
         demonstration=model.row.demonstration,
     )
@@ -62,6 +64,14 @@ def _caption(plan: Plan, model: Model) -> tuple[str, ...]:
         f"imagery: {named}; {dates(plan.scenes)}" + (f"; {', '.join(licences)}" if licences else ""),
         f"model: {model.name} ({model.weights_sha256[:8]}), {plan.grid.gsd:g} m a pixel, {plan.grid.crs}",
     )
+
+
+def _outlines(plan: Plan, grid: Grid, window: Window) -> tuple[npt.NDArray[np.float64], ...]:
+    """The AOI's rings in pixels of the picture, cut to it."""
+    left, _, _, top = grid.bounds(window)
+    shown = shapely.intersection(plan.geometry, shapely.box(*grid.bounds(window.padded(2))))
+    rings = shapely.get_rings(shapely.get_parts(shown))
+    return tuple((shapely.get_coordinates(ring) - (left, top)) / (grid.gsd, -grid.gsd) for ring in rings)
 
 
 def _read_on(heights: Path, grid: Grid, window: Window) -> npt.NDArray[np.float32]:

@@ -115,8 +115,10 @@ def test_a_second_run_exits_7_and_names_the_option(typed: Typed, photo: Path, ti
 
 
 def test_debug_shows_the_traceback_and_keeps_the_code(typed: Typed) -> None:
-    code, _, err = typed("--debug", "run", "canopy", "--aoi", "nowhere.geojson", "--model", "nano")
-    assert code == 3 and "Traceback" in err and "error: " in err
+    words = ["run", "canopy", "--aoi", "nowhere.geojson", "--model", "nano"]
+    for said in (["--debug", *words], [*words, "--debug"]):
+        code, _, err = typed(*said)
+        assert code == 3 and "Traceback" in err and "error: " in err
 
 
 def test_every_model_is_listed_with_its_facts(typed: Typed) -> None:
@@ -145,7 +147,10 @@ def test_the_doctor_looks_at_everything_and_speaks_json(typed: Typed, monkeypatc
         assert name in findings and name in out
 
 
-def test_ctrl_c_ends_with_130_and_leaves_nothing_half_written(photo: Path, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_terminate_leave_nothing_half_written(
+    photo: Path, tiny_model: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     large = ["--aoi", "494010,4878590,494250,4878758", "--batch-size", "1"]
     words = [*run_words(photo, tiny_model, tmp_path / "out"), *large]
     # The child computes slowly, so that the interruption falls into the middle of its windows.
@@ -164,8 +169,8 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_half_written(photo: Path, tiny_
     while not list((tmp_path / "out").glob(".stage*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1.0)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(sent)
     _, err = child.communicate(timeout=60)
-    assert child.returncode == 130, err
-    assert "interrupted" in err and "Traceback" not in err
+    assert child.returncode == code, err
+    assert "Traceback" not in err
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock"] == []

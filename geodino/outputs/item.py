@@ -107,6 +107,9 @@ def _properties(record: RunRecord, *, dated: bool) -> dict[str, object]:
     description = f"Canopy height of {record.aoi.area_ha:,.1f} ha by {record.model.name}."
     if record.model.demonstration:
         description += " A demonstration model: do not rely on these heights."
+    credits_ = sorted({_credit(scene) for scene in record.scenes} - {""})
+    if credits_:
+        description += f" Imagery: {'; '.join(credits_)}."
     if not dated:
         description += " The imagery's date is unknown; the datetime is that of the run."
     return {
@@ -121,6 +124,11 @@ def _properties(record: RunRecord, *, dated: bool) -> dict[str, object]:
         "bands": [{"name": name, "description": f"{name} of the imagery the model saw"} for name in _RGB],
         **_model_fields(record),
     }
+
+
+def _credit(scene: dict[str, JsonValue]) -> str:
+    """Who made a scene and under which licence, as far as its Item says."""
+    return ", ".join(str(scene[key]) for key in ("provider", "licence") if scene.get(key))
 
 
 def _projection(record: RunRecord) -> dict[str, object]:

@@ -55,6 +55,8 @@ class Preview:
         Small lines below it: model, dates, source.
     demonstration
         Whether the model is one for demonstration; the picture then says so.
+    outlines
+        Rings of the AOI, each (N, 2), as (col, row) of these arrays, drawn on both panels.
     """
 
     rgb: npt.NDArray[np.float32]
@@ -64,6 +66,7 @@ class Preview:
     title: str
     caption: tuple[str, ...] = ()
     demonstration: bool = False
+    outlines: tuple[npt.NDArray[np.float64], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,13 @@ def render_preview(preview: Preview, path: Path) -> None:
     canopy = colours.to_rgba(np.nan_to_num(preview.height))
     canopy[..., 3] = np.isfinite(preview.height)
     for index, (label, picture) in enumerate([("image", photo), ("canopy height", canopy)]):
-        _draw_panel(_axes(figure, layout.panel(index)), label, picture)
+        axes = _axes(figure, layout.panel(index))
+        _draw_panel(axes, label, picture)
+        _draw_outlines(axes, preview)
     _write_header(figure, preview.title, lines)
-    _draw_legend(figure, colours, preview.gsd_m * preview.height.shape[1] / layout.panel_width)
+    taller = bool((np.nan_to_num(preview.height) > top).any())
+    metres_per_inch = preview.gsd_m * preview.height.shape[1] / layout.panel_width
+    _draw_legend(figure, colours, metres_per_inch, extend="max" if taller else "neither")
     # No software entry: the same run gives the same bytes.
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
@@ -160,6 +167,14 @@ def _wrapped(preview: Preview, width: float) -> list[tuple[str, str, str]]:
     return lines
 
 
+def _draw_outlines(axes: Axes, preview: Preview) -> None:
+    """The AOI's edge: white under black, to be seen on forest and on sand."""
+    for ring in preview.outlines:
+        # Pixel centres lie on whole numbers here, and the rings count from pixel edges.
+        axes.plot(*(ring.T - 0.5), color="white", linewidth=1.8, zorder=3, scalex=False, scaley=False)
+        axes.plot(*(ring.T - 0.5), color=INK, linewidth=0.7, zorder=3, scalex=False, scaley=False)
+
+
 def _write_header(figure: Figure, title: str, lines: list[tuple[str, str, str]]) -> None:
     width, height = figure.get_size_inches()
     figure.text(MARGIN / width, 1 - 0.28 / height, title, fontsize=15, weight="bold", color=INK, va="top")
@@ -168,10 +183,10 @@ def _write_header(figure: Figure, title: str, lines: list[tuple[str, str, str]])
         figure.text(MARGIN / width, y, line, fontsize=9.5, color=colour, weight=weight, va="top")
 
 
-def _draw_legend(figure: Figure, colours: ScalarMappable, metres_per_inch: float) -> None:
+def _draw_legend(figure: Figure, colours: ScalarMappable, metres_per_inch: float, *, extend: str) -> None:
     """From the left: the height scale, the sign for nodata, the scale bar, north."""
     width, _ = figure.get_size_inches()
-    bar = figure.colorbar(colours, cax=_axes(figure, (MARGIN, 0.5, 2.9, 0.16)), orientation="horizontal", extend="max")
+    bar = figure.colorbar(colours, cax=_axes(figure, (MARGIN, 0.5, 2.9, 0.16)), orientation="horizontal", extend=extend)
     bar.set_label("canopy height (m)", fontsize=9, color=INK, labelpad=2)
     bar.ax.tick_params(labelsize=8.5, colors=INK, length=3)
     bar.outline.set_linewidth(0.5)
