@@ -20,6 +20,7 @@ from geodino.aoi import AOI
 from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid
 from geodino.sources import Mosaic, Search, find_scenes
+from geodino.sources.signing import signed
 from geodino.sources.warp import footprint_window
 
 
@@ -38,10 +39,14 @@ class Site:
     searches: list[dict[str, object]] = field(default_factory=list)
     cut_once: set[str] = field(default_factory=set)
     url: str = ""
+    page: object = None
+    root_changes: dict[str, object] = field(default_factory=dict)
 
-    def answer(self, wanted: dict[str, object]) -> dict[str, object]:
-        """A page of two Items, and a link to the next, as the standard has it for POST and GET."""
+    def answer(self, wanted: dict[str, object]) -> object:
+        """A page of two Items, and a link to the next, as the standard has it for POST and GET; or the given page."""
         self.searches.append(wanted)
+        if self.page is not None:
+            return self.page
         start = int(str(wanted.get("token", 0)))
         area = wanted.get("intersects")
         area = json.loads(area) if isinstance(area, str) else area
@@ -58,7 +63,7 @@ class Site:
 
     def root(self) -> dict[str, object]:
         methods = ["POST", "GET"] if self.post else ["GET"]
-        return {
+        standard = {
             "type": "Catalog",
             "stac_version": "1.0.0",
             "id": "api",
@@ -69,6 +74,7 @@ class Site:
                 for method in methods
             ],
         }
+        return {key: value for key, value in (standard | self.root_changes).items() if value != "left out"}
 
 
 @pytest.fixture
@@ -94,7 +100,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             self._send_json(served.answer(json.loads(body)))
 
-        def _send_json(self, content: dict[str, object]) -> None:
+        def _send_json(self, content: object) -> None:
             self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
         def _send_file(self, path: Path) -> None:
@@ -167,6 +173,56 @@ def test_an_api_needs_collections_and_either_way_to_name_them_works(site: Site, 
     found = find_scenes([str(own)], aoi=aoi, search=Search(collections=("other", "more")))
     assert site.searches[-1]["collections"] == ["other", "more"]
     assert not found.scenes and found.dropped == ("1 of another collection than other, more (one)",)
+
+
+@pytest.mark.parametrize("page", [[], ["x"], {"features": ["x"]}, {"features": [None]}, {"features": 3}, "x", 3])
+def test_a_page_that_is_none_is_a_read_error_that_names_the_server(site: Site, aoi: AOI, page: object) -> None:
+    site.page = page
+    with pytest.raises(ReadError, match=f"{site.url}/api cannot be searched: .*is it a STAC API"):
+        find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"id": "left out"}, {"type": "left out"}, {"stac_version": "0.5.0"}, {"stac_version": 1.0}],
+)
+def test_an_api_with_a_faulty_root_is_a_read_error(site: Site, aoi: AOI, changes: dict[str, object]) -> None:
+    site.root_changes = changes
+    with pytest.raises(ReadError, match=f"{site.url}/api cannot be searched"):
+        find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
+
+
+# Warned of, or raised where warnings are errors; either way no traceback.
+@pytest.mark.parametrize("conforms", [None, [], ["https://api.stacspec.org/v1.0.0/core"]])
+def test_an_api_that_promises_nothing_is_a_read_error_where_warnings_are_errors(
+    site: Site, aoi: AOI, conforms: object
+) -> None:
+    site.root_changes = {"conformsTo": conforms}
+    with pytest.raises(ReadError, match=f"{site.url}/api cannot be searched"):
+        find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
+
+
+def test_an_item_with_an_unknown_geometry_does_not_end_the_search(site: Site, aoi: AOI) -> None:
+    write_scene(site.folder / "a.tif")
+    bad = make_item("bad", f"{site.url}/a.tif") | {"geometry": {"type": "Foo", "coordinates": []}}
+    site.page = {"type": "FeatureCollection", "features": [bad, make_item("good", f"{site.url}/a.tif")], "links": []}
+    found = find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
+    assert ids(found.scenes) == ["good"] and found.dropped == ("1 not a valid Item (bad)",)
+
+
+# The package planetary-computer 1.0 is written for pydantic 1.
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+@pytest.mark.parametrize("answer", ["{}", '["token"]', "<html>", '{"token": 3, "msft:expiry": "never"}'])
+def test_an_answer_of_the_signing_service_that_is_no_token_is_a_read_error(
+    site: Site, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from planetary_computer.settings import Settings
+
+    (site.folder / "account").mkdir()
+    (site.folder / "account" / "container").write_text(answer)
+    monkeypatch.setattr(Settings.get(), "sas_url", site.url)
+    with pytest.raises(ReadError, match=r"container/a\.tif cannot be signed by planetary-computer: "):
+        signed("https://account.blob.core.windows.net/container/a.tif", "planetary-computer")
 
 
 def test_a_catalog_over_http_shows_the_pixels_of_the_disk(site: Site, aoi: AOI) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pystac
 import shapely
 from pystac.utils import make_absolute_href
-from shapely.errors import GEOSException
+from shapely.errors import ShapelyError
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _MALFORMED = (
     pystac.STACError,
     pystac.STACTypeError,
-    GEOSException,
+    ShapelyError,
     AttributeError,
     KeyError,
     TypeError,

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from geodino.errors import ConfigError, ReadError
 from geodino.shipped import nearest
+from geodino.sources.raster import without_secrets
 
 
 def _planetary_computer(href: str) -> str:
@@ -37,6 +38,7 @@ def signed(href: str, sign: str | None) -> str:
         raise ConfigError(f"no signing hook named {sign}" + nearest(sign, sorted(SIGNERS)))
     try:
         return SIGNERS[sign](href)
-    except OSError as error:
-        # What requests raises is an OSError too.
-        raise ReadError(f"{href} cannot be signed by {sign}: {error}") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        # What requests raises is an OSError, and what pydantic raises for an answer that is no token a ValueError.
+        said = " ".join(str(error).split())
+        raise ReadError(without_secrets(f"{href} cannot be signed by {sign}: {said}")) from error

@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import shapely
+from pystac import STACError, STACTypeError
 from pystac.utils import make_absolute_href
 from pystac_client import Client
-from pystac_client.exceptions import APIError
+from pystac_client.errors import ClientTypeError
+from pystac_client.exceptions import APIError, ParametersError
 from pystac_client.stac_api_io import StacApiIO
+from pystac_client.warnings import PystacClientWarning
 from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 
@@ -34,6 +37,22 @@ READERS = 8
 PAGE = 250
 # Servers limit the size of a search; an outline of more points is asked for by its convex hull and sifted here.
 MAX_POINTS = 500
+
+# What pystac and pystac-client raise for a server that does not keep to the standard; the latter also raises warnings.
+_API_FAULTS = (
+    APIError,
+    ParametersError,
+    ClientTypeError,
+    PystacClientWarning,
+    STACError,
+    STACTypeError,
+    NotImplementedError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+)
 
 JSONObject = dict[str, object]
 
@@ -154,7 +173,7 @@ def _search(api: Document, session: StacApiIO, area: BaseGeometry, search: Searc
             f"{without_secrets(href)} is a STAC API and holds many collections; say which to search, with --collection "
             "NAME or in a YAML file of your own for --source (kind: source, title: ..., stac: URL, collections: [NAME])"
         )
-    methods = {link.get("method", "GET") for link in _links(root) if link.get("rel") == "search"}
+    methods = [link.get("method", "GET") for link in _links(root) if link.get("rel") == "search"]
     outline = area if shapely.get_num_coordinates(area) <= MAX_POINTS else area.convex_hull
     try:
         client = Client.open(href, stac_io=session)
@@ -166,8 +185,11 @@ def _search(api: Document, session: StacApiIO, area: BaseGeometry, search: Searc
             limit=PAGE,
         ).items_as_dicts()
         return [Document(_self_href(content, href), content) for content in pages]
-    except (APIError, NotImplementedError, ValueError) as error:
-        raise ReadError(f"{href} cannot be searched: {without_secrets(' '.join(str(error).split()))}") from error
+    except _API_FAULTS as error:
+        said = without_secrets(" ".join(str(error).split()))
+        raise ReadError(
+            f"{without_secrets(href)} cannot be searched: {said} ({type(error).__name__}); is it a STAC API?"
+        ) from error
 
 
 def _self_href(content: JSONObject, fallback: str) -> str:
