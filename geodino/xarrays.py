@@ -28,6 +28,7 @@ from geodino.aoi import aoi_mask, read_aoi
 from geodino.errors import ConfigError
 from geodino.grid import Grid, Window
 from geodino.plan import RunOptions, find_imagery, places_over
+from geodino.polygons import joined, polygons
 from geodino.settings import PipelineSpec
 from geodino.sources import Mosaic
 from geodino.stitch import Column, Prediction, Spill, blend_row, finish_row
@@ -132,14 +133,19 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
     Raises
     ------
     ConfigError
-        The scene has no georeference, is not north-up with square pixels, or is not on a whole pixel of its grid.
+        The scene has no georeference, is not north-up with square pixels, is not on a whole pixel of its grid, or
+        lies beside its AOI.
     """
     grid, extent = _grid_of(scene)
-    area = shapely.from_wkt(scene.attrs["aoi_wkt"]) if "aoi_wkt" in scene.attrs else shapely.box(*grid.bounds(extent))
-    out = grid.window_over(area.bounds).intersection(extent)
+    frame = shapely.box(*grid.bounds(extent))
+    area = shapely.from_wkt(scene.attrs["aoi_wkt"]) if "aoi_wkt" in scene.attrs else frame
+    shown = joined(polygons(area.intersection(frame)))
+    if shown.is_empty:
+        raise ConfigError("the scene holds nothing of its AOI; crop it to some of scene.aoi, or drop attrs['aoi_wkt']")
+    out = grid.window_over(shown.bounds).intersection(extent)
     run_tiling = tiling or model.tiling
     task = _Rows(scene, grid, extent, out, area, run_tiling, model)
-    values = task.compute_lazily(places_over(area, grid, run_tiling))
+    values = task.compute_lazily(places_over(shown, grid, run_tiling))
     geobox = grid.geobox(out)
     # On each variable, because what is written or plotted is one of them.
     provenance = {

@@ -62,6 +62,19 @@ def test_a_prediction_does_not_depend_on_the_chunks_of_the_scene(scene: xr.Datas
     np.testing.assert_array_equal(heights.values, other.values)
 
 
+def test_a_cropped_scene_is_predicted_where_it_shows_the_aoi(scene: xr.Dataset, tiny_model: Path) -> None:
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
+    whole = geodino.predict(scene, model).height.compute()
+    part = geodino.predict(scene.isel(y=slice(0, 650), x=slice(600, None)), model).height.compute()
+    same = whole.sel(x=part.x, y=part.y, method="nearest", tolerance=0.01)
+    assert 0 < part.sizes["y"] < whole.sizes["y"] and 0 < part.sizes["x"] < whole.sizes["x"]
+    np.testing.assert_array_equal(np.isfinite(part), np.isfinite(same))
+    # Windows that end inside the crop say the same; nearer its edge they see reflected ground.
+    np.testing.assert_array_equal(part[:-128, 128:], same[:-128, 128:])
+    with pytest.raises(ConfigError, match="the scene holds nothing of its AOI"):
+        geodino.predict(scene.isel(y=slice(0, 400)), model)
+
+
 def test_a_prediction_is_written_as_a_cog(scene: xr.Dataset, tiny_model: Path, tmp_path: Path) -> None:
     model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
     canopy = geodino.predict(scene, model)
