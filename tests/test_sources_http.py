@@ -160,6 +160,25 @@ def test_an_api_is_paged_to_the_end_and_sifted_here(
     assert asked == (["aerial"] if post else "aerial")
 
 
+@pytest.mark.parametrize(
+    ("datetime", "asked"),
+    [
+        ("2020-06-01 10:00/2020-06-01 14:00+02:00", "2020-06-01T10:00:00Z/2020-06-01T12:00:00Z"),
+        ("2020-06-01 10:00", "2020-06-01T10:00:00Z/2020-06-01T10:00:00Z"),
+        ("2020", "2020-01-01T00:00:00Z/2020-12-31T23:59:59.999999Z"),
+        ("2020-06/..", "2020-06-01T00:00:00Z/.."),
+        ("../2020-02", "../2020-02-29T23:59:59.999999Z"),
+        ("../..", None),
+        (None, None),
+    ],
+)
+def test_an_api_is_asked_for_time_as_the_standard_has_it(
+    site: Site, aoi: AOI, datetime: str | None, asked: str | None
+) -> None:
+    find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(datetime=datetime, collections=("aerial",)))
+    assert site.searches[0].get("datetime") == asked
+
+
 def test_an_api_needs_collections_and_either_way_to_name_them_works(site: Site, aoi: AOI, tmp_path: Path) -> None:
     api, own = f"{site.url}/api", tmp_path / "own.yaml"
     write_scene(site.folder / "a.tif")

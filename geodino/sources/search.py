@@ -75,6 +75,14 @@ class Search:
             raise ConfigError(f"datetime {self.datetime} ends before it starts")
         return start, end
 
+    def interval_text(self) -> str | None:
+        """The interval as a STAC API takes it, RFC 3339 with `..` for an open end; None for any time."""
+        start, end = self.interval()
+        if (start, end) == (_LONG_AGO, _FAR_AHEAD):
+            return None
+        first = ".." if start == _LONG_AGO else _rfc3339(start)
+        return f"{first}/{'..' if end == _FAR_AHEAD else _rfc3339(end)}"
+
     def refusal(self, facts: Facts) -> str | None:
         """Why an acquisition is left out, or None where it fits. Called for both files and Items."""
         if self.datetime is not None:
@@ -126,6 +134,10 @@ def sentences(dropped: Iterable[Dropped]) -> tuple[str, ...]:
         f"{len(names)} {why} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
         for why, names in by_reason.items()
     )
+
+
+def _rfc3339(moment: dt.datetime) -> str:
+    return moment.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
 
 
 def _span(text: str) -> tuple[dt.datetime, dt.datetime]:

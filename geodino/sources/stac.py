@@ -181,7 +181,7 @@ def _search(api: Document, session: StacApiIO, area: BaseGeometry, search: Searc
             method="POST" if "POST" in methods else "GET",
             collections=list(search.collections),
             intersects=mapping(outline),
-            datetime=search.datetime,
+            datetime=search.interval_text(),
             limit=PAGE,
         ).items_as_dicts()
         return [Document(_self_href(content, href), content) for content in pages]
