@@ -192,10 +192,66 @@ for name in ("chmv2", "sat-vitl16", "org/model", "not--a..name/x"):
     refused = ask(code, tmp_path, HF_HUB_OFFLINE="1").splitlines()
     assert [line.split(" is ")[0] for line in refused] == [
         CHMV2,
-        "facebook/dinov3-vitl16-pretrain-sat493m",
+        "sat-vitl16",
         "org/model",
         "not--a..name/x",
     ]
+
+
+def test_facts_of_a_repository_cost_no_weights(hub: str, tmp_path: Path) -> None:
+    code = """
+import os
+from pathlib import Path
+from geodino.models import facts_of, is_at_hand, load_model
+def state():
+    print(is_at_hand("open/tiny"), any(Path(os.environ["HF_HOME"]).rglob("*.safetensors")))
+facts = facts_of("open/tiny")
+print(facts.name, facts.hub_id, facts.tiling.size, facts.gsd_m)
+state()
+load_model("open/tiny", device="cpu")
+state()
+"""
+    facts, before, after = ask(code, tmp_path, HF_ENDPOINT=hub).splitlines()
+    assert facts == "open/tiny open/tiny 128 None"
+    assert (before, after) == ("False False", "True True")
+    code = "from geodino.models import facts_of, is_at_hand; print(is_at_hand('open/tiny'), facts_of('open/tiny').name)"
+    unplugged = ask(code, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert unplugged == "True open/tiny\n"
+
+
+FACTS = """
+from geodino.errors import ModelError
+from geodino.models import facts_of, is_at_hand
+for name in ("chmv2", "facebook/dinov3-vitl16-chmv2-dpt-head", "sat-vitl16", "gone/model", "nano"):
+    try:
+        print(is_at_hand(name), facts_of(name).name)
+    except ModelError as error:
+        print(is_at_hand(name), error)
+"""
+
+
+def test_facts_are_refused_for_what_cannot_be_run(hub: str, tmp_path: Path) -> None:
+    name, hub_id, backbone, gone, nano = ask(FACTS, tmp_path, HF_ENDPOINT=hub).splitlines()
+    assert name.startswith(f"False {CHMV2} is gated and no Hugging Face token was found; accept the licence at")
+    assert hub_id == name
+    assert backbone.startswith("False sat-vitl16 is a backbone without a canopy head")
+    assert gone.startswith("False gone/model is not on the Hugging Face Hub")
+    assert nano == "True nano"
+
+
+def test_descriptions_in_the_cache_do_not_stand_for_weights_out_of_reach(hub: str, tmp_path: Path) -> None:
+    code = """
+from geodino.errors import ModelError
+from geodino.models import facts_of
+try:
+    print(facts_of("open/tiny").name)
+except ModelError as error:
+    print(error)
+"""
+    assert ask(code, tmp_path, HF_ENDPOINT=hub) == "open/tiny\n"
+    assert ask(code, tmp_path, HF_HUB_OFFLINE="1").startswith(
+        "open/tiny is not in the local cache and HF_HUB_OFFLINE forbids to download it"
+    )
 
 
 def test_half_of_a_repository_in_the_cache_is_not_at_hand(hub: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_models import CHMV2_STATISTICS, canopy_network, convnext_config, rando
 from transformers import CHMv2ForDepthEstimation, DINOv3ConvNextModel, DINOv3ViTModel
 
 from geodino.errors import ModelError
-from geodino.models import load_backbone, load_model
+from geodino.models import facts_of, is_at_hand, load_backbone, load_model
 from geodino.models.catalog import Licence, ModelRow, row, rows
 from geodino.models.checkpoint import load_network, row_of_folder
 from geodino.models.files import sha256_of
@@ -268,12 +268,38 @@ def test_a_backbone_is_no_canopy_model(network_class: type, config: object, tmp_
     folder = save(randomise(network_class(config)), tmp_path / "mine")
     with pytest.raises(ModelError, match=r"mine is a backbone without a canopy head, .*: use chmv2 or nano$"):
         load_model(folder)
+    with pytest.raises(ModelError, match=r"mine is a backbone without a canopy head"):
+        facts_of(folder)
     assert load_backbone(folder, device="cpu").row.name == "mine"
 
 
 def test_a_canopy_model_is_no_backbone(saved: Path) -> None:
     with pytest.raises(ModelError, match="tiny is a canopy model"):
         load_backbone(saved)
+
+
+def test_facts_of_a_folder_are_those_it_is_loaded_with_and_read_no_weights(folder: Path) -> None:
+    loaded = replace(load_model(folder, device="cpu").row, parameters=0)
+    (folder / "model.safetensors").write_bytes(b"not read")
+    assert is_at_hand(folder) and facts_of(folder) == loaded
+
+
+def test_a_folder_without_weights_is_refused_from_its_facts(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert not is_at_hand(folder)
+    with pytest.raises(ModelError, match=r"lacks model\.safetensors"):
+        facts_of(folder)
+
+
+def test_facts_of_official_files_are_known_by_their_names(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in row("chmv2").official]
+    files[0].touch()
+    named = "+".join(map(str, files))
+    assert not is_at_hand(named)
+    with pytest.raises(ModelError, match=f"no file {files[1]}"):
+        facts_of(named)
+    files[1].touch()
+    assert is_at_hand(named) and facts_of(named) == facts_of(tmp_path) == row("chmv2")
 
 
 def test_names_of_old_checkpoints_are_understood(tmp_path: Path) -> None:

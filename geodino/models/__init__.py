@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from geodino.models.catalog import ModelRow, row, rows
     from geodino.models.dinov3 import Backbone
     from geodino.models.hub import Access, access, auto_model
-    from geodino.models.loading import load_backbone, load_model
+    from geodino.models.loading import facts_of, is_at_hand, load_backbone, load_model
     from geodino.models.precision import choose_device, choose_precision
     from geodino.models.predictor import Model
 
@@ -25,6 +25,8 @@ _HOMES = {
     "auto_model": "geodino.models.hub",
     "choose_device": "geodino.models.precision",
     "choose_precision": "geodino.models.precision",
+    "facts_of": "geodino.models.loading",
+    "is_at_hand": "geodino.models.loading",
     "load_backbone": "geodino.models.loading",
     "load_model": "geodino.models.loading",
     "row": "geodino.models.catalog",
@@ -40,6 +42,8 @@ __all__ = [
     "auto_model",
     "choose_device",
     "choose_precision",
+    "facts_of",
+    "is_at_hand",
     "load_backbone",
     "load_model",
     "row",

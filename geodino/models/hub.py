@@ -43,6 +43,9 @@ ANSWER_TIMEOUT_S = 4.0
 # A Hub repository may also hold the same weights as pickles; they are never downloaded.
 WANTED = ("*.json", "*.safetensors")
 
+# What says everything about a model but its weights, in a few kilobytes.
+DESCRIPTIONS = ("config.json", "preprocessor_config.json")
+
 # No connection and no answer in time come as bare errors of the HTTP library, which was requests, then httpx, then
 # httpx2. The Hub's own errors derive from the same base in each, so we take it from there.
 _TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -71,10 +74,18 @@ class Access:
         return self.status in ("here", "downloadable")
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has its config.json and all its weights."""
+    try:
+        return (folder / "config.json").is_file() and bool(weight_files(folder))
+    except ModelError:
+        return False
+
+
 def weights_at_hand(known: ModelRow) -> bool:
     """Whether all weights of the model lie on this machine; asks no network."""
     folder = nano_folder() if known.hub_id is None else cached(known.hub_id)
-    return folder is not None and _is_whole(folder)
+    return folder is not None and is_whole(folder)
 
 
 def access(known: ModelRow) -> Access:
@@ -121,8 +132,8 @@ def cached(hub_id: str) -> Path | None:
         raise ModelError(f"{hub_id} is not a name on the Hugging Face Hub: {error}") from error
 
 
-def fetch(hub_id: str) -> Path:
-    """The repository's folder, from the cache or downloaded.
+def fetch(hub_id: str, wanted: tuple[str, ...] = WANTED) -> Path:
+    """The repository's folder, whole from the cache or with the wanted files downloaded.
 
     Raises
     ------
@@ -130,13 +141,13 @@ def fetch(hub_id: str) -> Path:
         With the reason and the next command, if it is not in the cache and may not be downloaded.
     """
     folder = cached(hub_id)
-    if folder is not None and _is_whole(folder):
+    if folder is not None and is_whole(folder):
         return folder
     found = hub_access(hub_id)
     if not found.usable:
         raise refusal(found)
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(hub_id, allow_patterns=list(wanted)))
     except _HUB_ERRORS as error:
         raise refusal(explain(hub_id, error)) from error
 
@@ -184,10 +195,3 @@ def explain(hub_id: str, error: Exception) -> Access:
                 f"{hub_id} is not in the local cache and {constants.ENDPOINT} cannot be reached",
                 f"check the network and HTTPS_PROXY; or where there is one, run: hf download {hub_id}",
             )
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        return (folder / "config.json").is_file() and bool(weight_files(folder))
-    except ModelError:
-        return False

@@ -1,4 +1,7 @@
-"""From a name to a model: a catalog name, a hub id, a local folder, or the official .pth files."""
+"""From a name to a model: a catalog name, a hub id, a local folder, or the official .pth files.
+
+What a model is (`facts_of`) and whether it is here (`is_at_hand`) can be asked before any weights are downloaded.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from transformers import PreTrainedModel
 
@@ -14,13 +18,16 @@ from geodino.models.catalog import ModelRow, row, rows
 from geodino.models.checkpoint import load_network, row_of_folder, statistics_of
 from geodino.models.dinov3 import Backbone
 from geodino.models.files import sha256_of, weight_files
-from geodino.models.hub import access, fetch, refusal, weights_at_hand
+from geodino.models.hub import DESCRIPTIONS, access, cached, fetch, is_whole, refusal, weights_at_hand
 from geodino.models.official import load_official, official_row
 from geodino.models.precision import Precision, choose_device, choose_precision
 from geodino.models.predictor import Model
 from geodino.shipped import nano_folder
 
 logger = logging.getLogger(__name__)
+
+# What a name means: a catalog row, a folder in the Hub's layout, official .pth files, or the id of a Hub repository.
+Reference: TypeAlias = ModelRow | Path | tuple[Path, ...] | str
 
 # From so many parameters on: 7B needs 13 GB in bf16 and 27 GB in float32.
 BF16_FROM_PARAMETERS = 2_000_000_000
@@ -72,12 +79,8 @@ def load_model(
     ModelError
         If there is no such model, its weights are out of reach or refused, or it has no canopy head.
     """
+    facts_of(name_or_path)  # refuses a backbone before its gigabytes are downloaded
     weights = find_weights(name_or_path)
-    if weights.row.family != "chmv2":
-        raise ModelError(
-            f"{weights.row.name} is a backbone without a canopy head, and this version cannot train one on it: "
-            "use chmv2 or nano"
-        )
     where = choose_device(device)
     how = choose_precision(precision, where)
     return Model(
@@ -92,14 +95,63 @@ def load_model(
 
 def load_backbone(name_or_path: str | Path, *, precision: str = "auto", device: str = "auto") -> Backbone:
     """A frozen backbone for heads of your own; arguments and errors as for `load_model`."""
-    weights = find_weights(name_or_path)
-    if weights.row.family == "chmv2":
+    described = _describe(_resolve(name_or_path))
+    if described.family == "chmv2":
         raise ModelError(
-            f"{weights.row.name} is a canopy model: for its features load sat-vitl16, the backbone it stands on"
+            f"{described.name} is a canopy model: for its features load sat-vitl16, the backbone it stands on"
         )
+    weights = find_weights(name_or_path)
     where = choose_device(device)
     how = choose_precision(precision, where)
     return Backbone(weights.load(how), weights.row, weights_sha256=weights.sha256(), precision=how, device=where)
+
+
+def facts_of(name_or_path: str | Path) -> ModelRow:
+    """The facts of a canopy model, before anything large is downloaded or read.
+
+    Asks the catalog or the folder; for a model of the Hub that is not here, also the Hub, for a few small files.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, it has no canopy head, or its weights are neither here nor to be downloaded; with
+        the next command to type.
+    """
+    reference = _resolve(name_or_path)
+    facts = _describe(reference)
+    if facts.family != "chmv2":
+        raise ModelError(
+            f"{facts.name} is a backbone without a canopy head, and this version cannot train one on it: "
+            "use chmv2 or nano"
+        )
+    match reference:
+        case ModelRow() as known:
+            found = access(known)
+            if not found.usable:
+                raise refusal(found)
+        case Path() as folder:
+            weight_files(folder)
+    return facts
+
+
+def is_at_hand(name_or_path: str | Path) -> bool:
+    """Whether the model's weights lie on this machine, so that loading it downloads nothing; asks no network.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model.
+    """
+    match _resolve(name_or_path):
+        case ModelRow() as known:
+            return weights_at_hand(known)
+        case Path() as folder:
+            return is_whole(folder)
+        case str() as hub_id:
+            here = cached(hub_id)
+            return here is not None and is_whole(here)
+        case paths:
+            return all(path.is_file() for path in paths)
 
 
 def find_weights(name_or_path: str | Path) -> Weights:
@@ -110,17 +162,45 @@ def find_weights(name_or_path: str | Path) -> Weights:
     ModelError
         If there is no such model or its weights are out of reach, with the next command to type.
     """
+    match _resolve(name_or_path):
+        case ModelRow() as known:
+            return _of_catalog(known)
+        case Path() as folder:
+            return Weights(row_of_folder(folder), folder)
+        case str() as hub_id:
+            folder = fetch(hub_id)
+            return Weights(_row_of_repository(hub_id, folder), folder)
+        case paths:
+            return _of_official(paths)
+
+
+def _resolve(name_or_path: str | Path) -> Reference:
+    """What a name means; ModelError offers the nearest known one for what means nothing."""
     name = str(name_or_path)
+    paths = tuple(Path(part).expanduser() for part in name.split("+"))
     if name in {known.name for known in rows()}:
-        return _of_catalog(row(name))
-    paths = [Path(part).expanduser() for part in name.split("+")]
+        return row(name)
     if all(path.suffix == ".pth" for path in paths):
-        return _of_official(paths)
+        return paths
     if paths[0].is_dir():
-        return _of_folder(paths[0])
+        official = tuple(sorted(paths[0].glob("*.pth")))
+        return official if official and not (paths[0] / "config.json").is_file() else paths[0]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _of_hub(name)
-    return _of_catalog(row(name))
+        return next((known for known in rows() if known.hub_id == name), name)
+    return row(name)
+
+
+def _describe(reference: Reference) -> ModelRow:
+    """The facts of what a name means, from everything but the weights."""
+    match reference:
+        case ModelRow() as known:
+            return known
+        case Path() as folder:
+            return row_of_folder(folder)
+        case str() as hub_id:
+            return _row_of_repository(hub_id, fetch(hub_id, DESCRIPTIONS))
+        case paths:
+            return _of_official(paths).row
 
 
 def _of_catalog(known: ModelRow) -> Weights:
@@ -140,22 +220,11 @@ def _of_catalog(known: ModelRow) -> Weights:
     return Weights(known, folder)
 
 
-def _of_hub(hub_id: str) -> Weights:
-    for known in rows():
-        if known.hub_id == hub_id:
-            return _of_catalog(known)
-    folder = fetch(hub_id)
-    return Weights(replace(row_of_folder(folder), name=hub_id, hub_id=hub_id), folder)
+def _row_of_repository(hub_id: str, folder: Path) -> ModelRow:
+    return replace(row_of_folder(folder), name=hub_id, hub_id=hub_id)
 
 
-def _of_folder(folder: Path) -> Weights:
-    files = sorted(folder.glob("*.pth"))
-    if files and not (folder / "config.json").is_file():
-        return _of_official(files)
-    return Weights(row_of_folder(folder), folder)
-
-
-def _of_official(paths: list[Path]) -> Weights:
+def _of_official(paths: tuple[Path, ...]) -> Weights:
     absent = [str(path) for path in paths if not path.is_file()]
     if absent:
         raise ModelError(f"no file {', '.join(absent)}")
