@@ -4,13 +4,16 @@
     canopy = predict(scene, load_model("nano"))                 # height (y, x), spread (y, x), metres
 
 Nothing is read or computed before it is asked for. The scene reaches a halo beyond the AOI, so that the windows at
-its edge see real ground and `predict` says the same as `geodino run`; its result is cut to the AOI.
+its edge see real ground and `predict` says the same as `geodino run`; its result is cut to the AOI. A halo too narrow
+for the windows is refused.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,9 +41,12 @@ from geodino.windows import Place, Tiling
 if TYPE_CHECKING:
     from geodino.models import Model
 
+logger = logging.getLogger(__name__)
+
 Floats = npt.NDArray[np.float32]
 
-# A window that touches the AOI with its last pixel hangs over it by nearly its side; no model's windows are larger.
+# A window that touches the AOI with its last pixel hangs over it by nearly its side; the catalog's models have windows
+# of at most this.
 HALO_PX = 512
 _CHUNK_PX = 512
 
@@ -58,6 +64,7 @@ def open_scene(
     aoi: str | Path,
     options: RunOptions | None = None,
     gsd_m: float = 0.6,
+    halo_px: int = HALO_PX,
 ) -> xr.Dataset:
     """Imagery over an area of interest as a lazy Dataset.
 
@@ -71,6 +78,8 @@ def open_scene(
         Dates, cloud, bands and the rest of what `geodino run` takes.
     gsd_m
         Metres a pixel of the result.
+    halo_px
+        How far the scene reaches beyond the AOI's bounds, pixels; `predict` needs nearly a window's side.
 
     Returns
     -------
@@ -79,7 +88,14 @@ def open_scene(
         holds the pixel's centre, `scene` (y, x) uint16, which of `attrs["scenes"]` gave the pixel, 1-based, 0 where
         there is none.
         Chunks of 512 px; a pixel's value does not depend on the chunk.
+
+    Raises
+    ------
+    AOIError, SourceError, ConfigError, ReadError
+        What cannot be used, with what would do.
     """
+    if halo_px < 0:
+        raise ConfigError(f"halo {halo_px} px must be at least 0")
     given = [source] if isinstance(source, str | Path) else source
     sources = tuple(str(one) for one in given)
     chosen = replace(options or RunOptions(), sources=sources)
@@ -87,7 +103,7 @@ def open_scene(
     found = find_imagery(_AS_SHIPPED, area, chosen, gsd_m)
     grid = found.grid
     geometry = area.geometry(grid.crs)
-    extent = grid.window_over(geometry.bounds).padded(HALO_PX)
+    extent = grid.window_over(geometry.bounds).padded(halo_px)
     mosaic = Mosaic(found.scenes, grid)
     geobox = grid.geobox(extent)
 
@@ -107,6 +123,7 @@ def open_scene(
         attrs={
             "scenes": [scene.id for scene in found.scenes],
             "gsd_m": gsd_m,
+            "halo_px": halo_px,
             "aoi_wkt": shapely.to_wkt(geometry, rounding_precision=-1),
         },
     )
@@ -134,7 +151,7 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
     ------
     ConfigError
         The scene has no georeference, is not north-up with square pixels, is not on a whole pixel of its grid, or
-        lies beside its AOI.
+        lies beside its AOI; or the windows reach beyond the halo that it was opened with.
     """
     grid, extent = _grid_of(scene)
     frame = shapely.box(*grid.bounds(extent))
@@ -145,7 +162,9 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
     out = grid.window_over(shown.bounds).intersection(extent)
     run_tiling = tiling or model.tiling
     task = _Rows(scene, grid, extent, out, area, run_tiling, model)
-    values = task.compute_lazily(places_over(shown, grid, run_tiling))
+    places = places_over(shown, grid, run_tiling)
+    _check_halo(scene, extent, places, run_tiling)
+    values = task.compute_lazily(places)
     geobox = grid.geobox(out)
     # On each variable, because what is written or plotted is one of them.
     provenance = {
@@ -288,6 +307,24 @@ def _cut(
 def _each(batches: Iterator[Floats]) -> Iterator[Floats]:
     for batch in batches:
         yield from batch
+
+
+def _check_halo(scene: xr.Dataset, extent: Window, places: Sequence[Place], tiling: Tiling) -> None:
+    """Refuse, or warn of, a scene of `open_scene` that ends within its windows though there may be more imagery."""
+    needed = reduce(Window.union, map(tiling.window, places))
+    if "halo_px" not in scene.attrs or needed.intersection(extent) == needed:
+        return
+    halo_px = int(scene.attrs["halo_px"])
+    if halo_px < tiling.size - tiling.margin - 1:
+        raise ConfigError(
+            f"a halo of {halo_px} px is too narrow for windows of {tiling.size} px; "
+            f"open the scene with halo_px={tiling.size}"
+        )
+    logger.warning(
+        "the scene was cropped: within %d px of where it cuts the AOI, predictions rest on reflected pixels "
+        "and differ from those of geodino run; crop the prediction instead",
+        tiling.size,
+    )
 
 
 def _grid_of(scene: xr.Dataset) -> tuple[Grid, Window]:

@@ -13,6 +13,7 @@ from odc.geo.geobox import GeoBox
 import geodino
 from geodino.errors import ConfigError
 from geodino.plan import RunOptions
+from geodino.windows import Tiling
 
 AOI = "494020,4878600,494190,4878755"
 
@@ -62,17 +63,36 @@ def test_a_prediction_does_not_depend_on_the_chunks_of_the_scene(scene: xr.Datas
     np.testing.assert_array_equal(heights.values, other.values)
 
 
-def test_a_cropped_scene_is_predicted_where_it_shows_the_aoi(scene: xr.Dataset, tiny_model: Path) -> None:
+def test_a_cropped_scene_is_predicted_where_it_shows_the_aoi(
+    scene: xr.Dataset, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
     whole = geodino.predict(scene, model).height.compute()
+    assert not caplog.text
     part = geodino.predict(scene.isel(y=slice(0, 650), x=slice(600, None)), model).height.compute()
     same = whole.sel(x=part.x, y=part.y, method="nearest", tolerance=0.01)
     assert 0 < part.sizes["y"] < whole.sizes["y"] and 0 < part.sizes["x"] < whole.sizes["x"]
     np.testing.assert_array_equal(np.isfinite(part), np.isfinite(same))
+    assert "the scene was cropped: within 128 px of where it cuts the AOI" in caplog.text
     # Windows that end inside the crop say the same; nearer its edge they see reflected ground.
     np.testing.assert_array_equal(part[:-128, 128:], same[:-128, 128:])
     with pytest.raises(ConfigError, match="the scene holds nothing of its AOI"):
         geodino.predict(scene.isel(y=slice(0, 400)), model)
+
+
+def test_a_halo_narrower_than_the_windows_is_refused(photo: Path, tiny_model: Path) -> None:
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
+    options = RunOptions(aoi_crs="EPSG:26910")
+    narrow = geodino.open_scene(photo, aoi=AOI, options=options, halo_px=40)
+    with pytest.raises(ConfigError, match=r"halo of 40 px is too narrow for windows of 128 px; .*halo_px=128"):
+        geodino.predict(narrow, model)
+    wide = geodino.open_scene(photo, aoi=AOI, options=options)
+    with pytest.raises(ConfigError, match="halo of 512 px is too narrow for windows of 1024 px"):
+        geodino.predict(wide, model, tiling=Tiling(1024, 256))
+    with pytest.raises(ConfigError, match="halo -1 px must be at least 0"):
+        geodino.open_scene(photo, aoi=AOI, options=options, halo_px=-1)
+    enough = geodino.open_scene(photo, aoi=AOI, options=options, halo_px=128)
+    assert geodino.predict(enough, model).height.equals(geodino.predict(wide, model).height)
 
 
 def test_a_prediction_is_written_as_a_cog(scene: xr.Dataset, tiny_model: Path, tmp_path: Path) -> None:
