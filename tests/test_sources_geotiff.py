@@ -23,7 +23,7 @@ from geodino.grid import Grid
 from geodino.sources.bands import AssetBand
 from geodino.sources.geotiff import Hints, describe, describe_separate, expand_folder
 from geodino.sources.mosaic import Mosaic
-from geodino.sources.raster import gdal_path, is_remote, open_raster
+from geodino.sources.raster import gdal_path, is_remote, local_path, open_raster
 from geodino.sources.scene import Alpha, Band, GsdPolicy, ground_gsd
 from geodino.sources.warp import footprint_window
 
@@ -298,3 +298,19 @@ def test_a_folder_is_its_rasters_by_name(write: Write, tmp_path: Path) -> None:
     paths = [write(noise(3), name=name) for name in ("b", "a", "c")]
     (tmp_path / "notes.txt").write_text("x")
     assert expand_folder(str(tmp_path)) == sorted(paths)
+
+
+def test_a_files_url_is_decoded_and_may_name_this_machine(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "my dir #1").mkdir()
+    path = Path(write(noise(3))).rename(tmp_path / "my dir #1" / "a.tif")
+    assert "%20" in path.as_uri()
+    for href in (path.as_uri(), path.as_uri().replace("file:///", "file://localhost/")):
+        assert local_path(href) == path
+        scene = describe(href)
+        grid = Grid(scene.crs, 0.6)
+        with Mosaic([scene], grid) as mosaic:
+            assert mosaic.read(footprint_window(scene, grid)).valid.all()
+    # In a plain path %20 is three characters of a name.
+    assert local_path("/a%20b.tif") == Path("/a%20b.tif")
+    with pytest.raises(SourceError, match="names the machine elsewhere"):
+        local_path("file://elsewhere/a.tif")

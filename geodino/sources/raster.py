@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import rasterio
 from rasterio._err import CPLE_BaseError
@@ -64,12 +64,19 @@ def is_remote(href: str) -> bool:
     # A single letter is a Windows drive.
     if len(scheme) <= 1 or scheme == "file":
         return False
-    raise SourceError(f"{href}: scheme {scheme} is not read; use a path or one of {', '.join(SCHEMES)}")
+    raise SourceError(
+        f"{href}: scheme {scheme} is not read; use a path or one of {', '.join(SCHEMES)}"
+    )
 
 
 def local_path(href: str) -> Path:
-    """The path of a local href, with or without `file://`."""
-    return Path(href.removeprefix("file://"))
+    """The path of a local href; SourceError for a `file:` URL of another machine."""
+    parts = urlsplit(href)
+    if parts.scheme.lower() != "file":
+        return Path(href)
+    if parts.netloc not in ("", "localhost"):
+        raise SourceError(f"{href} names the machine {parts.netloc}; a file on this one is file:///folder/a.tif")
+    return Path(unquote(parts.path))
 
 
 def gdal_path(href: str) -> str:
