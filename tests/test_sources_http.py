@@ -20,6 +20,7 @@ from geodino.aoi import AOI
 from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid
 from geodino.sources import Mosaic, Search, find_scenes
+from geodino.sources import mosaic as mosaic_module
 from geodino.sources.signing import signed
 from geodino.sources.warp import footprint_window
 
@@ -265,6 +266,31 @@ def test_a_body_that_ends_early_is_read_again(site: Site, aoi: AOI, caplog: pyte
         image = mosaic.read(footprint_window(scene, grid)).image
     np.testing.assert_array_equal(image, scene.radiometry.apply(pixels))
     assert not site.cut_once and "attempt 1 of 3 failed" in caplog.text
+
+
+def test_signatures_in_urls_are_in_no_summary_message_or_log(
+    site: Site, aoi: AOI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", logger="geodino")
+    monkeypatch.setattr(mosaic_module, "RETRY_DELAY_S", 0.0)
+    write_scene(site.folder / "a.tif")
+    item = make_item("one", f"{site.url}/a.tif?sig=SECRET")
+    (site.folder / "item.json").write_text(json.dumps(item))
+    (scene,) = find_scenes([f"{site.url}/item.json?sig=SECRET"], aoi=aoi, search=Search()).scenes
+    assert scene.summary()["hrefs"] == [f"{site.url}/a.tif?..."]
+    assert scene.facts.item == scene.summary()["item"] == f"{site.url}/item.json?..."
+    gone = replace(scene, bands=tuple(replace(band, href=f"{site.url}/gone.tif?sig=SECRET") for band in scene.bands))
+    said = []
+    with Mosaic([gone], Grid(scene.crs, GSD)) as mosaic:
+        with pytest.raises(ReadError) as caught:
+            mosaic.read(footprint_window(gone, mosaic.grid))
+        said.append(str(caught.value))
+    (site.folder / "odd.json").write_text('{"type": "Odd"}')
+    with pytest.raises(SourceError, match="its type is Odd") as odd:
+        find_scenes([f"{site.url.replace('://', '://me:SECRET@')}/odd.json?sig=SECRET"], aoi=aoi, search=Search())
+    said.append(str(odd.value))
+    assert "gone.tif?..." in said[0] and "gone.tif?..." in caplog.text
+    assert "SECRET" not in caplog.text + "".join(said)
 
 
 def test_what_is_not_there_is_a_read_error(site: Site, aoi: AOI) -> None:

@@ -81,7 +81,7 @@ def describe(href: str, *, bands: Sequence[str] | None = None, hints: Hints | No
     """
     hints = hints or Hints()
     with _opened(href, hints) as raster:
-        numbers = choose_rgb(_labels(raster, hints), bands, href)
+        numbers = choose_rgb(_labels(raster, hints), bands, without_secrets(href))
         red, green, blue = (Band(href, number) for number in numbers)
         trusted = _trusted(raster, hints)
         return _scene(raster, (red, green, blue), hints, tuple(trusted[number - 1] for number in numbers if trusted))
@@ -105,7 +105,8 @@ def describe_separate(bands: tuple[Band, Band, Band], hints: Hints) -> Scene:
             hint = hints.bands[place] if hints.bands else None
             same_nodata = str(_nodata(raster, band.index, hint)) == str(scene.nodata)
             if ours != theirs or not raster.transform.almost_equals(scene.transform, 1e-6) or not same_nodata:
-                raise SourceError(f"{band.href} does not lie on the pixels of {bands[0].href}, or is of another kind")
+                one, other = without_secrets(band.href), without_secrets(bands[0].href)
+                raise SourceError(f"{one} does not lie on the pixels of {other}, or is of another kind")
     return scene
 
 
@@ -158,6 +159,7 @@ def _scene(
 
 def _check_header(raster: rasterio.DatasetReader, href: str) -> None:
     """Refuses, by name, what cannot be laid over the ground or is no picture."""
+    href = without_secrets(href)
     if raster.crs is None:
         gcps, _ = raster.gcps
         why = " (it has ground control points only)" if gcps else " (it has RPCs only)" if raster.rpcs else ""
@@ -187,8 +189,9 @@ def _trusted(raster: rasterio.DatasetReader, hints: Hints) -> tuple[AssetBand, .
     if not hints.bands or len(hints.bands) == raster.count:
         return hints.bands
     logger.warning(
-        "%s has %d bands, its Item tells of %d, which are not used", raster.name, raster.count, len(hints.bands)
-    )
+        "%s has %d bands, its Item tells of %d, which are not used",
+        without_secrets(raster.name), raster.count, len(hints.bands),
+    )  # fmt: skip
     return ()
 
 
@@ -299,5 +302,5 @@ def _file_date(raster: rasterio.DatasetReader) -> datetime | None:
             try:
                 return datetime.strptime(" ".join(found.groups(default="00")), "%Y %m %d %H %M %S").replace(tzinfo=UTC)
             except ValueError:
-                logger.warning("%s: tag %s is no date: %s", raster.name, name, tags[name])
+                logger.warning("%s: tag %s is no date: %s", without_secrets(raster.name), name, tags[name])
     return None

@@ -17,7 +17,7 @@ from geodino.errors import SourceError
 from geodino.sources.assets import ItemAsset, choose_assets, read_asset
 from geodino.sources.bands import AssetBand
 from geodino.sources.geotiff import Hints, describe, describe_separate
-from geodino.sources.raster import is_remote
+from geodino.sources.raster import is_remote, without_secrets
 from geodino.sources.scene import Band, Facts, Scene
 from geodino.sources.search import Dropped, Search
 
@@ -66,7 +66,7 @@ def sift(content: dict[str, object], href: str, area: BaseGeometry, search: Sear
     area
         WGS84, longitudes within 180.
     """
-    name = str(content.get("id") or href)
+    name = str(content.get("id") or without_secrets(href))
     try:
         if content.get("geometry") is None:
             return Dropped(name, "without a geometry")
@@ -141,7 +141,7 @@ def _facts(item: pystac.Item, href: str) -> Facts:
         off_nadir=_number(item.properties.get("view:off_nadir")),
         licence=common.license,
         provider=", ".join(providers) or None,
-        item=href,
+        item=without_secrets(href),
     )
 
 

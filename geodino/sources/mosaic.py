@@ -23,7 +23,16 @@ from rasterio.windows import Window as RasterWindow
 
 from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid, Window
-from geodino.sources.raster import GDAL_ERRORS, causes, environment, forget, is_remote, open_raster, read_errors
+from geodino.sources.raster import (
+    GDAL_ERRORS,
+    causes,
+    environment,
+    forget,
+    is_remote,
+    open_raster,
+    read_errors,
+    without_secrets,
+)
 from geodino.sources.scene import Scene, ground_gsd
 from geodino.sources.signing import signed
 from geodino.sources.warp import (
@@ -168,7 +177,7 @@ class Mosaic:
                 self._drop_handle(number)
                 for href in hrefs:
                     forget(signed(href, scene.sign))
-                what = f"scene {scene.id} ({', '.join(hrefs)}), window {part}"
+                what = f"scene {scene.id} ({', '.join(map(without_secrets, hrefs))}), window {part}"
                 if attempt == attempts:
                     tried = f" after {attempts} attempts" if attempts > 1 else ""
                     raise ReadError(f"{what} cannot be read{tried}: {causes(error)}") from error

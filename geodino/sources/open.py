@@ -18,7 +18,7 @@ from geodino.shipped import sample_catalog
 from geodino.sources.config import SourceConfig, is_config_file, source_config
 from geodino.sources.geotiff import Hints, describe, expand_folder
 from geodino.sources.items import Choice, WantedItem, item_scene, sift
-from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of
+from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of, without_secrets
 from geodino.sources.scene import Scene
 from geodino.sources.search import Dropped, Found, Search, in_order, sentences
 from geodino.sources.stac import stac_items
@@ -58,7 +58,12 @@ def find_scenes(sources: Sequence[str], *, aoi: AOI, search: Search) -> Found:
         scenes.extend(found)
         dropped.extend(left_out)
     said = sentences(dropped)
-    logger.info("%d scenes of %s; left out: %s", len(scenes), ", ".join(sources), "; ".join(said) or "none")
+    logger.info(
+        "%d scenes of %s; left out: %s",
+        len(scenes),
+        ", ".join(map(without_secrets, sources)),
+        "; ".join(said) or "none",
+    )
     return Found(in_order(scenes, search.order), said)
 
 

@@ -54,6 +54,7 @@ RASTER_SUFFIXES = MappingProxyType({".tif": "GTiff", ".tiff": "GTiff", ".jp2": "
 _LOCAL_ONLY = MappingProxyType({".vrt": "VRT"})
 
 _SECRET = re.compile(r"(\?)[^\s'\"<>]+")
+_PASSWORD = re.compile(r"(://)[^\s/@'\"<>]+@")
 
 
 def is_remote(href: str) -> bool:
@@ -65,7 +66,7 @@ def is_remote(href: str) -> bool:
     if len(scheme) <= 1 or scheme == "file":
         return False
     raise SourceError(
-        f"{href}: scheme {scheme} is not read; use a path or one of {', '.join(SCHEMES)}"
+        f"{without_secrets(href)}: scheme {scheme} is not read; use a path or one of {', '.join(SCHEMES)}"
     )
 
 
@@ -156,5 +157,5 @@ def causes(error: BaseException) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """The text without the queries of its URLs, which may hold signatures."""
-    return _SECRET.sub(r"\1...", text)
+    """The text without the queries of its URLs, which may hold signatures, and without names and passwords in them."""
+    return _PASSWORD.sub(r"\1", _SECRET.sub(r"\1...", text))

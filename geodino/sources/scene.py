@@ -22,6 +22,7 @@ from shapely.geometry import Polygon
 from geodino.errors import SourceError
 from geodino.grid import is_metric
 from geodino.radiometry import Radiometry
+from geodino.sources.raster import without_secrets
 
 # Imagery over twice as fine or coarse as the model's GSD is resampled with a warning, and under a quarter or over five
 # times refused unless forced: 0.3-1.2 m and 0.15-3 m for a model of 0.6 m. CHMv2 is offered for "approximately 0.6 m
@@ -61,7 +62,7 @@ class Facts:
     sun_elevation, off_nadir
         Degrees.
     item
-        Where the STAC Item lies.
+        Where the STAC Item lies, without what may be secret in the URL.
     """
 
     collection: str | None = None
@@ -152,8 +153,8 @@ class Scene:
         return moved
 
     def summary(self) -> dict[str, object]:
-        """What the run record keeps: plain JSON values."""
-        hrefs = list(dict.fromkeys(band.href for band in self.bands))
+        """What the run record keeps: plain JSON values, without signatures and passwords in URLs."""
+        hrefs = list(dict.fromkeys(without_secrets(band.href) for band in self.bands))
         facts = self.facts
         return {
             "id": self.id,

@@ -106,7 +106,7 @@ def stac_items(href: str, area: BaseGeometry, search: Search) -> list[Document]:
             return _walk(Document(href, root), session, area, search.collections)
         if kind == "FeatureCollection" and isinstance(root.get("features"), list):
             return [Document(href, feature) for feature in root["features"] if isinstance(feature, dict)]  # type: ignore[attr-defined]
-        raise SourceError(f"{href} is no STAC catalog, collection, Item or API: its type is {kind}")
+        raise SourceError(f"{without_secrets(href)} is no STAC catalog, collection, Item or API: its type is {kind}")
 
 
 def read_json(href: str, session: StacApiIO) -> JSONObject:
@@ -140,7 +140,7 @@ def _walk(root: Document, session: StacApiIO, area: BaseGeometry, collections: t
                 continue
             seen.add(target)
             if is_remote(href) and not is_remote(target):
-                raise SourceError(f"{here} is remote but links to the local file {target}")
+                raise SourceError(f"{without_secrets(here)} is remote but links to the local file {target}")
             if link["rel"] == "item":
                 items.append(target)
             else:
