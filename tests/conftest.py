@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Set before torch is imported, here and in the processes that tests start. Tests run side by side, one a core, and
+# torch's threads that wait for each other on busy cores cost more than they give, for small models a hundredfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Machines that share their cores stall now and then; a law that holds slowly still holds.
 settings.register_profile("geodino", deadline=None, suppress_health_check=[HealthCheck.too_slow])
