@@ -212,6 +212,19 @@ def test_an_item_names_its_scenes_model_and_licence(tmp_path: Path) -> None:
     assert item["assets"]["model"]["href"] == RECORD.model.href
 
 
+@pytest.mark.parametrize(
+    ("reference", "saved_by"),
+    [
+        ("chmv2", "safetensors.torch.save_file"),
+        ("models/mine", "safetensors.torch.save_file"),
+        ("a/backbone-0123abcd.pth+a/head-4567cdef.pth", "torch.save"),
+    ],
+)
+def test_an_item_says_by_which_function_the_weights_were_saved(reference: str, saved_by: str, tmp_path: Path) -> None:
+    item = plain(replace(RECORD, model=replace(RECORD.model, reference=reference)), tmp_path)
+    assert item["assets"]["model"]["mlm:artifact_type"] == saved_by
+
+
 def test_a_demonstration_model_is_called_one(tmp_path: Path) -> None:
     demonstration = replace(RECORD, model=replace(RECORD.model, demonstration=True))
     assert "demonstration model" in plain(demonstration, tmp_path)["properties"]["description"]

@@ -211,12 +211,13 @@ def _asset(name: str, fields: dict[str, object]) -> pystac.Asset:
 
 
 def _model_asset(record: RunRecord) -> pystac.Asset:
-    # The mlm extension asks for an asset that is the model.
+    # The mlm extension asks for an asset that is the model, and by which function its weights were saved.
+    saved_by = "torch.save" if record.model.reference.endswith(".pth") else "safetensors.torch.save_file"
     return pystac.Asset(
         record.model.href,
         title=record.model.title,
         roles=["mlm:model"],
-        extra_fields={"mlm:artifact_type": "safetensors.torch.save_file"},
+        extra_fields={"mlm:artifact_type": saved_by},
     )
 
 
