@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 import xarray as xr
+from dask.delayed import Delayed
 from dask.utils import SerializableLock
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
-from geodino.aoi import aoi_mask, read_aoi
+from geodino.aoi import AOIMask, read_aoi
 from geodino.errors import ConfigError
 from geodino.grid import Grid, Window
 from geodino.plan import RunOptions, find_imagery, places_over
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 
 # A window that touches the AOI with its last pixel hangs over it by nearly its side; the catalog's models have windows
 # of at most this.
@@ -116,7 +119,7 @@ def open_scene(
         {
             "image": (("band", *dims), lazy(lambda w: mosaic.read(w).image, "float32", 3)),
             "valid": (dims, lazy(lambda w: mosaic.read(w).valid, "bool")),
-            "aoi": (dims, lazy(lambda w: aoi_mask(geometry, grid, w), "bool")),
+            "aoi": (dims, lazy(AOIMask(geometry, grid), "bool")),
             "scene": (dims, lazy(lambda w: mosaic.read(w).scene, "uint16")),
         },
         coords={"band": ["red", "green", "blue"], **coords},
@@ -161,10 +164,11 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
         raise ConfigError("the scene holds nothing of its AOI; crop it to some of scene.aoi, or drop attrs['aoi_wkt']")
     out = grid.window_over(shown.bounds).intersection(extent)
     run_tiling = tiling or model.tiling
-    task = _Rows(scene, grid, extent, out, area, run_tiling, model)
     places = places_over(shown, grid, run_tiling)
     _check_halo(scene, extent, places, run_tiling)
-    values = task.compute_lazily(places)
+    image = scene["image"].data
+    valid = scene["valid"].data if "valid" in scene else da.isfinite(image).all(axis=0)
+    values = _Rows(model, run_tiling, extent, out, AOIMask(area, grid)).compute_lazily(places, image, valid)
     geobox = grid.geobox(out)
     # On each variable, because what is written or plotted is one of them.
     provenance = {
@@ -184,98 +188,86 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
     return xr.Dataset(variables, coords=xr_coords(geobox), attrs=provenance)
 
 
+@dataclass(frozen=True)
 class _Rows:
-    """The rows of windows of one prediction as dask tasks: `predict(row)`, then `finish(row)` with the spill above."""
+    """The rows of windows of one prediction: `predict(row)`, then `finish(row)` with what the row above spills.
 
-    def __init__(
-        self,
-        scene: xr.Dataset,
-        grid: Grid,
-        extent: Window,
-        out: Window,
-        area: shapely.Geometry,
-        tiling: Tiling,
-        model: Model,
-    ) -> None:
-        self.scene, self.grid, self.extent, self.out = scene, grid, extent, out
-        self.area, self.tiling, self.model = area, tiling, model
-        # Dask runs rows side by side, and two forward passes at once are slower than one after the other and hold
-        # twice the memory.
-        self._one_at_a_time = SerializableLock()
+    Attributes
+    ----------
+    extent, out
+        What the scene covers, and what the prediction does.
+    inside
+        The AOI.
+    lock
+        Dask runs rows side by side, and two forward passes at once are slower than one after the other and hold
+        twice the memory.
+    """
 
-    def compute_lazily(self, places: Sequence[Place]) -> da.Array:
-        """(K, H, W) over `out`, in one chunk for each lattice row."""
-        by_row: dict[int, list[Place]] = {row: [] for row in self.tiling.rows(self.out)}
-        for place in places:
-            by_row[place.r].append(place)
-        columns = {
-            row: dask.delayed(self.predict_row)(row, members, *self._strip(row)) for row, members in by_row.items()
-        }
+    model: Model
+    tiling: Tiling
+    extent: Window
+    out: Window
+    inside: AOIMask
+    lock: SerializableLock = field(default_factory=SerializableLock)
+
+    def compute_lazily(self, places: Sequence[Place], image: da.Array, valid: da.Array) -> da.Array:
+        """(K, H, W) over `out`, in one chunk for each lattice row, of `image` and `valid` over `extent`."""
         blocks = []
-        for row in by_row:
-            shared = self._row_window(row).intersection(self.out)
-            if shared.empty:
-                continue
-            above = columns.get(row - 1, {})
-            done = dask.delayed(self.finish_row)(columns[row], above, shared, self._strip(row)[1])
-            blocks.append(da.from_delayed(done, (len(self.model.outputs), *shared.shape), np.float32))
+        above: Delayed | dict[Place, Floats] = {}
+        for row in self.tiling.rows(self.out):
+            members = [place for place in places if place.r == row]
+            strip = self.strip(row)
+            rows, _ = strip.slices_in(self.extent)
+            columns = dask.delayed(self.predict_row)(members, strip, image[:, rows], valid[rows])
+            shared = self.tiling.cell(Place(row, 0))
+            shared = Window(shared.row, self.out.col, shared.height, self.out.width).intersection(self.out)
+            if not shared.empty:
+                done = dask.delayed(self.finish_row)(columns, above, shared, valid[shared.slices_in(self.extent)])
+                blocks.append(da.from_delayed(done, (len(self.model.outputs), *shared.shape), np.float32))
+            above = columns
         return da.concatenate(blocks, axis=1)
 
-    def predict_row(
-        self, row: int, places: list[Place], image: Floats, valid: npt.NDArray[np.bool_]
-    ) -> dict[Place, Floats]:
+    def predict_row(self, places: list[Place], strip: Window, image: Floats, valid: Bools) -> dict[Place, Floats]:
         """The blended columns of one row: own and western neighbours, not yet the row above."""
-        strip = self._strip_window(row)
-        chips, kept = [], []
-        for place in places:
-            window = self.tiling.window(place)
-            pixels, seen = _cut(image, valid, strip, window)
-            inside = seen & aoi_mask(self.area, self.grid, window)
-            if inside[self.tiling.support(place).slices_in(window)].any():
-                chips.append(pixels if seen.all() else fill_by_reflection(pixels, seen))
-                kept.append(place)
-        size = self.model.batch_size(self.tiling.size)
-        values = (self.model.predict(np.stack(chips[i : i + size])) for i in range(0, len(chips), size))
-        predictions = (Prediction(place, value) for place, value in zip(kept, _each(values), strict=True))
-        with self._one_at_a_time:
-            return dict(blend_row(predictions, self.tiling))
+        with self.lock:
+            return dict(blend_row(self._predictions(places, strip, image, valid), self.tiling))
 
     def finish_row(
-        self,
-        columns: dict[Place, Floats],
-        above: dict[Place, Floats],
-        shared: Window,
-        valid: npt.NDArray[np.bool_],
+        self, columns: dict[Place, Floats], above: dict[Place, Floats], shared: Window, valid: Bools
     ) -> Floats:
         """The row's finished pixels within `shared`, NaN where nothing is wanted or known."""
-        strip = self._strip_window(next(iter(columns)).r) if columns else shared
         spill: Spill = {place.c: column[:, self.tiling.stride :] for place, column in above.items()}
         out = np.full((len(self.model.outputs), *shared.shape), np.nan, np.float32)
         own = (Column(place, values) for place, values in columns.items())
         for place, values in finish_row(own, spill, self.tiling, {}):
             cell = self.tiling.cell(place)
             part = cell.intersection(shared)
-            if part.empty:
-                continue
-            wanted = valid[part.slices_in(strip)] & aoi_mask(self.area, self.grid, part)
-            kept = values[(slice(None), *part.slices_in(cell))]
-            out[(slice(None), *part.slices_in(shared))] = np.where(wanted, kept, np.nan)
+            if not part.empty:
+                kept = values[(slice(None), *part.slices_in(cell))]
+                out[(slice(None), *part.slices_in(shared))] = kept
+        out[:, ~(valid & self.inside(shared))] = np.nan
         return out
 
-    def _row_window(self, row: int) -> Window:
-        stride = self.tiling.stride
-        return Window(row * stride, self.out.col, stride, self.out.width)
-
-    def _strip_window(self, row: int) -> Window:
+    def strip(self, row: int) -> Window:
+        """What the scene has of all windows of a row."""
         window = self.tiling.window(Place(row, 0))
         return Window(window.row, self.extent.col, window.height, self.extent.width).intersection(self.extent)
 
-    def _strip(self, row: int) -> tuple[da.Array, da.Array]:
-        rows, _ = self._strip_window(row).slices_in(self.extent)
-        image = self.scene["image"].data[:, rows]
-        if "valid" in self.scene:
-            return image, self.scene["valid"].data[rows]
-        return image, da.isfinite(image).all(axis=0)
+    def _predictions(self, places: list[Place], strip: Window, image: Floats, valid: Bools) -> Iterator[Prediction]:
+        """One batch of chips at a time."""
+        chips = self._chips(places, strip, image, valid)
+        while batch := list(islice(chips, self.model.batch_size(self.tiling.size))):
+            values = self.model.predict(np.stack([pixels for _, pixels in batch]))
+            for (place, _), value in zip(batch, values, strict=True):
+                yield Prediction(place, value)
+
+    def _chips(self, places: list[Place], strip: Window, image: Floats, valid: Bools) -> Iterator[tuple[Place, Floats]]:
+        """The windows whose support holds a pixel that is wanted and valid, filled where they have no imagery."""
+        for place in places:
+            window = self.tiling.window(place)
+            pixels, seen = _cut(image, valid, strip, window)
+            if (seen & self.inside(window))[self.tiling.support(place).slices_in(window)].any():
+                yield place, pixels if seen.all() else fill_by_reflection(pixels, seen)
 
 
 def _lazy_array(
@@ -291,9 +283,7 @@ def _lazy_array(
     return da.map_blocks(block, chunks=chunks, dtype=dtype, meta=np.empty((0,) * len(chunks), dtype))
 
 
-def _cut(
-    image: Floats, valid: npt.NDArray[np.bool_], strip: Window, window: Window
-) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def _cut(image: Floats, valid: Bools, strip: Window, window: Window) -> tuple[Floats, Bools]:
     """The pixels of a window from a strip that may end inside it; what lies beyond the strip is invalid."""
     pixels, seen = np.zeros((3, *window.shape), np.float32), np.zeros(window.shape, bool)
     shared = window.intersection(strip)
@@ -302,11 +292,6 @@ def _cut(
         seen[here] = valid[there]
         pixels[(slice(None), *here)] = np.where(valid[there], image[(slice(None), *there)], 0)
     return pixels, seen
-
-
-def _each(batches: Iterator[Floats]) -> Iterator[Floats]:
-    for batch in batches:
-        yield from batch
 
 
 def _check_halo(scene: xr.Dataset, extent: Window, places: Sequence[Place], tiling: Tiling) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,26 @@ def test_a_halo_narrower_than_the_windows_is_refused(photo: Path, tiny_model: Pa
     assert geodino.predict(enough, model).height.equals(geodino.predict(wide, model).height)
 
 
+def test_a_row_holds_one_batch_of_chips_whatever_its_width(tiny_model: Path) -> None:
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu", batch_size=1)
+    rng = np.random.default_rng(0)
+
+    def peak_bytes(width: int) -> int:
+        image = rng.random((3, 96, width), dtype=np.float32)
+        geobox = GeoBox((96, width), rasterio.Affine(0.6, 0, 600_000, 0, -0.6, 4_800_000), "EPSG:32610")
+        lazy = geodino.predict(dataset_of(image, geobox), model, tiling=Tiling(128, 64))
+        tracemalloc.start()
+        lazy.compute(scheduler="synchronous")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak_bytes(128)
+    narrow, wide = peak_bytes(512), peak_bytes(2560)
+    # For each window: 100 kB of the strip and 120 kB of results, but not its chip of 197 kB.
+    assert (wide - narrow) / (2048 / 64) < 300_000
+
+
 def test_a_prediction_is_written_as_a_cog(scene: xr.Dataset, tiny_model: Path, tmp_path: Path) -> None:
     model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
     canopy = geodino.predict(scene, model)
@@ -111,9 +132,7 @@ def test_any_georeferenced_dataset_can_be_predicted(tiny_model: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.random((3, 150, 170), dtype=np.float32)
     image[:, :, :40] = np.nan
-    coords = {"band": ["red", "green", "blue"], **odc_coords(geobox)}
-    dataset = xr.Dataset({"image": (("band", "y", "x"), image)}, coords=coords).chunk()
-    height = geodino.predict(dataset, model).height.compute().values
+    height = geodino.predict(dataset_of(image, geobox), model).height.compute().values
     assert height.shape == (150, 170)
     assert np.isnan(height[:, :40]).all() and np.isfinite(height[:, 40:]).all()
 
@@ -131,6 +150,11 @@ def test_a_scene_off_the_lattice_is_refused(transform: rasterio.Affine, message:
     image = xr.DataArray(np.zeros((3, 64, 64), np.float32), dims=("band", "y", "x"), coords=odc_coords(geobox))
     with pytest.raises(ConfigError, match=message):
         geodino.predict(xr.Dataset({"image": image}).chunk(), model)
+
+
+def dataset_of(image: np.ndarray, geobox: GeoBox) -> xr.Dataset:
+    coords = {"band": ["red", "green", "blue"], **odc_coords(geobox)}
+    return xr.Dataset({"image": (("band", "y", "x"), image)}, coords=coords).chunk()
 
 
 def odc_coords(geobox: GeoBox) -> dict[str, xr.DataArray]:
