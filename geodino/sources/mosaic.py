@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from rasterio.windows import Window as RasterWindow
 
 from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid, Window
+from geodino.settings import RESAMPLINGS
 from geodino.sources.raster import (
     GDAL_ERRORS,
     causes,
@@ -37,7 +37,6 @@ from geodino.sources.scene import Scene, ground_gsd
 from geodino.sources.signing import signed
 from geodino.sources.warp import (
     ALPHA_VALID,
-    RESAMPLING,
     Level,
     footprint_window,
     pick_overview,
@@ -98,8 +97,8 @@ class Mosaic:
     """
 
     def __init__(self, scenes: Sequence[Scene], grid: Grid, resampling: str = "cubic") -> None:
-        if resampling not in RESAMPLING:
-            raise ConfigError(f"resampling {resampling} must be one of {', '.join(RESAMPLING)}")
+        if resampling not in RESAMPLINGS:
+            raise ConfigError(f"resampling {resampling} must be one of {', '.join(RESAMPLINGS)}")
         if not 0 < len(scenes) <= np.iinfo(np.uint16).max:
             raise SourceError(f"a mosaic takes 1 to 65535 scenes, not {len(scenes)}")
         self.grid = grid
@@ -112,11 +111,6 @@ class Mosaic:
         self._lock = threading.Lock()
         self._handles: set[rasterio.DatasetReader] = set()
         self._closed = False
-
-    @property
-    def extent(self) -> Window:
-        """The smallest window that holds all footprints."""
-        return reduce(Window.union, self._windows)
 
     def covers(self, window: Window) -> bool:
         """Whether any footprint meets the window's pixel centres; by outlines alone, without a read."""

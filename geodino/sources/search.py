@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from geodino.errors import ConfigError
+from geodino.settings import ORDERS
 from geodino.sources.scene import Facts, Scene
 
-ORDERS = ("newest", "least-cloud")
 _LONG_AGO = dt.datetime.min.replace(tzinfo=dt.UTC)
 _FAR_AHEAD = dt.datetime.max.replace(tzinfo=dt.UTC)
 _MOMENT = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](.+))?)?)?")

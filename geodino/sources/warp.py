@@ -25,19 +25,13 @@ from pyproj import Transformer
 
 from geodino.errors import SourceError
 from geodino.grid import Grid, Window
+from geodino.settings import RESAMPLINGS
 from geodino.sources.raster import gdal_path
 from geodino.sources.scene import Scene, through
 
-# Our names, which are rasterio's, and GDAL's.
-RESAMPLING = MappingProxyType(
-    {
-        "nearest": "NearestNeighbour",
-        "bilinear": "Bilinear",
-        "cubic": "Cubic",
-        "cubic_spline": "CubicSpline",
-        "lanczos": "Lanczos",
-        "average": "Average",
-    }
+# GDAL writes `cubic_spline` as CubicSpline; one has a name of its own.
+_GDAL_RESAMPLING = MappingProxyType(
+    {name: name.title().replace("_", "") for name in RESAMPLINGS} | {"nearest": "NearestNeighbour"}
 )
 # The fourth band of a warped scene: how much of a pixel comes from valid pixels, 0..255.
 ALPHA = 4
@@ -124,7 +118,7 @@ def warp_document(scene: Scene, level: Level, hrefs: tuple[str, str, str], grid:
         f"<SRS>{_wkt(grid.crs)}</SRS><GeoTransform>{_numbers(target)}</GeoTransform>{bands}"
         f"<BlockXSize>{min(_BLOCK, window.width)}</BlockXSize><BlockYSize>{min(_BLOCK, window.height)}</BlockYSize>"
         f"<GDALWarpOptions><WarpMemoryLimit>{64 * 1024 * 1024}</WarpMemoryLimit>"
-        f"<ResampleAlg>{RESAMPLING[resampling]}</ResampleAlg><WorkingDataType>Float32</WorkingDataType>"
+        f"<ResampleAlg>{_GDAL_RESAMPLING[resampling]}</ResampleAlg><WorkingDataType>Float32</WorkingDataType>"
         '<Option name="INIT_DEST">0</Option><Option name="UNIFIED_SRC_NODATA">YES</Option>'
         f'<Option name="XSCALE">{xscale!r}</Option><Option name="YSCALE">{yscale!r}</Option>'
         f"{full}{source}<Transformer>{_transformer(scene, level, target, grid)}</Transformer>"
