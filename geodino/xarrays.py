@@ -13,10 +13,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import dask
 import dask.array as da
@@ -28,6 +29,7 @@ from dask.delayed import Delayed
 from dask.utils import SerializableLock
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
+from shapely.geometry import MultiPolygon, Polygon
 
 from geodino.aoi import AOIMask, read_aoi
 from geodino.errors import ConfigError
@@ -35,7 +37,7 @@ from geodino.grid import Grid, Window
 from geodino.plan import RunOptions, find_imagery, places_over
 from geodino.polygons import joined, polygons
 from geodino.settings import PipelineSpec
-from geodino.sources import Mosaic
+from geodino.sources import Mosaic, Pixels, Scene
 from geodino.stitch import Column, Prediction, Spill, blend_row, finish_row
 from geodino.stream import fill_by_reflection
 from geodino.windows import Place, Tiling
@@ -47,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+Objects = npt.NDArray[np.object_]
 
 # A window that touches the AOI with its last pixel hangs over it by nearly its side; the catalog's models have windows
 # of at most this.
@@ -90,7 +93,8 @@ def open_scene(
         `image` (band, y, x) float32 in 0-1, `valid` (y, x) whether there is imagery, `aoi` (y, x) whether the AOI
         holds the pixel's centre, `scene` (y, x) uint16, which of `attrs["scenes"]` gave the pixel, 1-based, 0 where
         there is none.
-        Chunks of 512 px; a pixel's value does not depend on the chunk.
+        Chunks of 512 px; a pixel's value does not depend on the chunk. Variables that are computed together, as by
+        `scene.compute()`, read each chunk once. The dataset can be pickled: workers open the files themselves.
 
     Raises
     ------
@@ -107,21 +111,12 @@ def open_scene(
     grid = found.grid
     geometry = area.geometry(grid.crs)
     extent = grid.window_over(geometry.bounds).padded(halo_px)
-    mosaic = Mosaic(found.scenes, grid)
     geobox = grid.geobox(extent)
-
-    def lazy(read: Callable[[Window], npt.NDArray[np.generic]], dtype: str, bands: int = 0) -> da.Array:
-        return _lazy_array(read, extent, np.dtype(dtype), bands)
-
     coords = xr_coords(geobox)
     dims = tuple(geobox.dimensions)
+    image, valid, aoi, numbers = _lazy_arrays(_Ground(found.scenes, grid, geometry), extent)
     dataset = xr.Dataset(
-        {
-            "image": (("band", *dims), lazy(lambda w: mosaic.read(w).image, "float32", 3)),
-            "valid": (dims, lazy(lambda w: mosaic.read(w).valid, "bool")),
-            "aoi": (dims, lazy(AOIMask(geometry, grid), "bool")),
-            "scene": (dims, lazy(lambda w: mosaic.read(w).scene, "uint16")),
-        },
+        {"image": (("band", *dims), image), "valid": (dims, valid), "aoi": (dims, aoi), "scene": (dims, numbers)},
         coords={"band": ["red", "green", "blue"], **coords},
         attrs={
             "scenes": [scene.id for scene in found.scenes],
@@ -148,7 +143,8 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
     Returns
     -------
     Dataset
-        `height` and `spread` (y, x), float32 metres, NaN outside the AOI and where there is no imagery.
+        `height` and `spread` (y, x), float32 metres, NaN outside the AOI and where there is no imagery. Compute
+        them together, by `compute()` of the Dataset: one after the other runs the model twice.
 
     Raises
     ------
@@ -189,6 +185,25 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
 
 
 @dataclass(frozen=True)
+class _Ground:
+    """What is read where: values only, so it goes to other processes, which open the files there.
+
+    Two are the same only if they come from one `open_scene`: a file may have been written anew since an earlier one.
+    """
+
+    scenes: tuple[Scene, ...] = field(compare=False)
+    grid: Grid = field(compare=False)
+    area: Polygon | MultiPolygon = field(compare=False)
+    key: str = field(default_factory=lambda: uuid4().hex)
+
+
+@lru_cache(maxsize=8)
+def _opened(ground: _Ground) -> tuple[Mosaic, AOIMask]:
+    """One of each a process: a mosaic keeps its files open, a mask its edges."""
+    return Mosaic(ground.scenes, ground.grid), AOIMask(ground.area, ground.grid)
+
+
+@dataclass(frozen=True)
 class _Rows:
     """The rows of windows of one prediction: `predict(row)`, then `finish(row)` with what the row above spills.
 
@@ -218,11 +233,12 @@ class _Rows:
             members = [place for place in places if place.r == row]
             strip = self.strip(row)
             rows, _ = strip.slices_in(self.extent)
-            columns = dask.delayed(self.predict_row)(members, strip, image[:, rows], valid[rows])
+            columns = dask.delayed(self.predict_row)(members, strip, _delayed(image[:, rows]), _delayed(valid[rows]))
             shared = self.tiling.cell(Place(row, 0))
             shared = Window(shared.row, self.out.col, shared.height, self.out.width).intersection(self.out)
             if not shared.empty:
-                done = dask.delayed(self.finish_row)(columns, above, shared, valid[shared.slices_in(self.extent)])
+                seen = _delayed(valid[shared.slices_in(self.extent)])
+                done = dask.delayed(self.finish_row)(columns, above, shared, seen)
                 blocks.append(da.from_delayed(done, (len(self.model.outputs), *shared.shape), np.float32))
             above = columns
         return da.concatenate(blocks, axis=1)
@@ -270,17 +286,66 @@ class _Rows:
                 yield place, pixels if seen.all() else fill_by_reflection(pixels, seen)
 
 
-def _lazy_array(
-    read: Callable[[Window], npt.NDArray[np.generic]], extent: Window, dtype: np.dtype[np.generic], bands: int
-) -> da.Array:
-    def block(block_info: dict[object, dict[str, object]]) -> npt.NDArray[np.generic]:
-        location = block_info[None]["array-location"]
-        (row, row_stop), (col, col_stop) = location[-2:]  # type: ignore[index]
-        return read(Window(extent.row + row, extent.col + col, row_stop - row, col_stop - col))
+def _lazy_arrays(ground: _Ground, extent: Window) -> tuple[da.Array, da.Array, da.Array, da.Array]:
+    """`image`, `valid`, `aoi` and `scene` over the extent; computed together, a block is read once for all."""
+    chunks = da.core.normalize_chunks(_CHUNK_PX, extent.shape)
+    of_blocks = tuple((1,) * len(sizes) for sizes in chunks)
+    nothing = np.empty((0, 0), object)
+    blocks = da.map_blocks(_window_of, extent, chunks=of_blocks, dtype=object, meta=nothing)
+    pixels = blocks.map_blocks(_read, ground, dtype=object, meta=nothing)
 
-    spatial = da.core.normalize_chunks(_CHUNK_PX, extent.shape)
-    chunks = ((bands,), *spatial) if bands else spatial
-    return da.map_blocks(block, chunks=chunks, dtype=dtype, meta=np.empty((0,) * len(chunks), dtype))
+    def part(get: Callable[..., npt.NDArray[np.generic]], of: da.Array, dtype: str, *args: _Ground) -> da.Array:
+        return of.map_blocks(get, *args, chunks=chunks, dtype=dtype, meta=np.empty((0, 0), dtype))
+
+    image = pixels.map_blocks(
+        _image, new_axis=0, chunks=((3,), *chunks), dtype="float32", meta=np.empty((0, 0, 0), "float32")
+    )
+    return (
+        image,
+        part(_valid, pixels, "bool"),
+        part(_inside, blocks, "bool", ground),
+        part(_scene, pixels, "uint16"),
+    )
+
+
+def _window_of(extent: Window, block_info: dict[None, dict[str, tuple[int, int]]]) -> Objects:
+    row, col = (_CHUNK_PX * number for number in block_info[None]["chunk-location"])
+    return _boxed(Window(extent.row + row, extent.col + col, _CHUNK_PX, _CHUNK_PX).intersection(extent))
+
+
+def _read(block: Objects, ground: _Ground) -> Objects:
+    return _boxed(_opened(ground)[0].read(block[0, 0]))
+
+
+def _inside(block: Objects, ground: _Ground) -> Bools:
+    return _opened(ground)[1](block[0, 0])
+
+
+def _image(block: Objects) -> Floats:
+    pixels: Pixels = block[0, 0]
+    return pixels.image
+
+
+def _valid(block: Objects) -> Bools:
+    pixels: Pixels = block[0, 0]
+    return pixels.valid
+
+
+def _scene(block: Objects) -> npt.NDArray[np.uint16]:
+    pixels: Pixels = block[0, 0]
+    return pixels.scene
+
+
+def _boxed(thing: object) -> Objects:
+    """An array of one thing, as dask's blocks are arrays."""
+    box = np.empty((1, 1), object)
+    box[0, 0] = thing
+    return box
+
+
+def _delayed(array: da.Array) -> Delayed:
+    """An array as one delayed value; given to `dask.delayed` as it is, its reads would be fused and done again."""
+    return dask.delayed(np.block)(array.to_delayed(optimize_graph=False).tolist())
 
 
 def _cut(image: Floats, valid: Bools, strip: Window, window: Window) -> tuple[Floats, Bools]:

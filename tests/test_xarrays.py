@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from odc.geo.geobox import GeoBox
 
 import geodino
 from geodino.errors import ConfigError
+from geodino.grid import Window
 from geodino.plan import RunOptions
+from geodino.sources import Mosaic, Pixels
 from geodino.windows import Tiling
 
 AOI = "494020,4878600,494190,4878755"
@@ -34,6 +37,30 @@ def test_a_scene_is_lazy_and_has_the_photos_pixels(scene: xr.Dataset, photo: Pat
     np.testing.assert_array_equal(shown[:, mask], pixels[:, mask])
     assert int(scene.valid.sum()) == mask.sum()
     assert int(scene.scene.max()) == 1 and scene.attrs["scenes"] == ["photo"]
+
+
+def test_what_is_computed_together_reads_each_chunk_once(
+    scene: xr.Dataset, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, windows = Mosaic.read, []
+
+    def counted(mosaic: Mosaic, window: Window) -> Pixels:
+        windows.append(window)
+        return read(mosaic, window)
+
+    monkeypatch.setattr(Mosaic, "read", counted)
+    scene.compute()
+    assert len(windows) == len(set(windows)) == scene.valid.data.npartitions == 9
+    windows.clear()
+    geodino.predict(scene, geodino.load_model(tiny_model, precision="fp32", device="cpu")).compute()
+    assert 0 < len(windows) == len(set(windows))
+
+
+def test_a_scene_goes_to_other_processes(scene: xr.Dataset) -> None:
+    corner = pickle.loads(pickle.dumps(scene.isel(x=slice(500, 620), y=slice(500, 620))))
+    here = corner.compute()
+    assert here.valid.any() and here.aoi.any()
+    xr.testing.assert_identical(corner.compute(scheduler="processes", num_workers=2), here)
 
 
 def test_the_aoi_of_a_scene_is_the_polygon(scene: xr.Dataset) -> None:
