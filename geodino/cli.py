@@ -54,6 +54,7 @@ def cli(debug: bool, verbose: bool) -> None:
     "[default: auto, the sample where the AOI lies on it, else the default config]",
 )
 @click.option("--model", help="A name (`geodino models list`), hub id or folder [default: the pipeline's].")
+@click.option("--collection", "collections", multiple=True, help="STAC collection; may be repeated.")
 @click.option("--datetime", "datetime_", help="Dates as in STAC: 2020, 2020-05/2021-06, ../2022-01-01.")
 @click.option(
     "--max-cloud", type=click.FloatRange(0, 100), help="Most cloud of a scene, percent [default: the pipeline's]."

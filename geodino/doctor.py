@@ -19,6 +19,7 @@ from geodino import __version__
 from geodino.models.catalog import rows
 from geodino.models.hub import access
 from geodino.models.precision import choose_device, choose_precision
+from geodino.radiometry import PROFILES
 from geodino.shipped import config_names, nano_folder, pipeline_names, sample_catalog
 from geodino.watch import size
 
@@ -107,7 +108,10 @@ def _disk(folder: Path, name: str = "disk here") -> Finding:
 
 def _shipped() -> Finding:
     missing = [str(path) for path in (sample_catalog(), nano_folder() / "model.safetensors") if not path.is_file()]
-    named = f"pipelines: {', '.join(pipeline_names())}; configs: {', '.join(config_names())}"
+    named = (
+        f"pipelines: {', '.join(pipeline_names())}; configs: {', '.join(config_names())}; "
+        f"radiometry: auto, {', '.join(sorted(PROFILES))}"
+    )
     if missing:
         return Finding("shipped", named, ok=False, advice=f"missing {', '.join(missing)}; install geodino again")
     return Finding("shipped", named)

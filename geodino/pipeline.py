@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from geodino.aoi import AOI, aoi_mask
-from geodino.errors import ConfigError, SourceError
+from geodino.aoi import AOI, AOIMask
+from geodino.errors import ConfigError, ModelError, SourceError
 from geodino.estimate import Estimate, measure
 from geodino.models import Model, load_model
-from geodino.models.catalog import row, rows
+from geodino.models.catalog import row
 from geodino.models.hub import auto_model
-from geodino.models.loading import find_weights
+from geodino.models.loading import facts_of, is_at_hand
 from geodino.models.precision import choose_device, choose_precision
 from geodino.outputs.cog import CogProfile, stage_to_cog
 from geodino.outputs.folder import OutputFolder, require_free
@@ -29,11 +29,9 @@ from geodino.provenance import Finished, file_record, make_record, provenance_ta
 from geodino.quicklook import draw_preview
 from geodino.settings import PipelineSpec, read_pipeline
 from geodino.sources import Mosaic
+from geodino.sources.raster import LOCAL_OPTIONS
 from geodino.stream import Tally, stream_cells
 from geodino.watch import Silent, Watch, count
-
-# Bytes, as rasterio takes it: "256" would switch the cache off. GDAL's own default is a twentieth of all memory.
-GDAL_CACHE_BYTES = 256 * 2**20
 
 FILES = {"height": "canopy_height.tif", "spread": "canopy_height_spread.tif"}
 
@@ -79,7 +77,7 @@ def run(
     name, said = choose_model(spec, options, watch)
     plan = settle(spec, aoi, replace(options, model=name), name, watch)
     plan = replace(plan, warnings=(*said, *plan.warnings))
-    with OutputFolder(out, overwrite=options.overwrite) as folder, rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+    with OutputFolder(out, overwrite=options.overwrite) as folder, rasterio.Env(**LOCAL_OPTIONS):
         require_free(folder.path, plan.bytes_written)
         model = load_model(name, precision=options.precision, device=options.device, batch_size=options.batch_size)
         tally = Tally()
@@ -108,6 +106,8 @@ def estimate(
     spec = read_pipeline(pipeline)
     name, _ = choose_model(spec, options, watch)
     plan = settle(spec, aoi, options, name, watch)
+    if not is_at_hand(name):
+        raise ModelError(f"the weights of {name} are not on this machine, and a dry run downloads nothing: fetch them")
     began = time.perf_counter()
     model = load_model(name, precision=options.precision, device=options.device, batch_size=options.batch_size)
     return measure(plan, model, load_s=time.perf_counter() - began)
@@ -135,7 +135,7 @@ def choose_model(spec: PipelineSpec, options: RunOptions, watch: Watch) -> tuple
 
 def settle(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, name: str, watch: Watch) -> Plan:
     """The plan, from the model's facts alone: nothing large is loaded before the AOI and the imagery are known good."""
-    facts = row(name) if name in {known.name for known in rows()} else find_weights(name).row
+    facts = facts_of(name)
     if facts.gsd_m is None and isinstance(spec.gsd_m, str):
         raise ConfigError(
             f"model {name} does not say at how many metres a pixel it was trained; give gsd_m in the pipeline"
@@ -170,7 +170,7 @@ def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally
                 plan.tiling,
                 mosaic,
                 model,
-                wanted=lambda window: aoi_mask(plan.geometry, plan.grid, window),
+                wanted=AOIMask(plan.geometry, plan.grid),
                 tally=tally,
                 batch_size=model.batch_size(plan.tiling.size),
                 threads=plan.options.threads,

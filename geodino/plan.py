@@ -18,6 +18,7 @@ from geodino.errors import AOIError, ConfigError, SourceError
 from geodino.grid import Grid, Window, by_code, choose_crs, is_metric
 from geodino.settings import PipelineSpec
 from geodino.sources import GsdPolicy, Mosaic, Scene, Search, find_scenes
+from geodino.sources.raster import without_secrets
 from geodino.sources.search import Dropped, sentences
 from geodino.windows import Place, Tiling
 
@@ -37,6 +38,8 @@ class RunOptions:
         config.
     model
         A name, hub id or folder; None: the pipeline's.
+    collections
+        Of a STAC API or catalog; empty: the source config's.
     datetime
         As in STAC: `2020`, `2020-05/2021-06`, `../2022-01-01`.
     max_cloud
@@ -61,6 +64,7 @@ class RunOptions:
 
     sources: tuple[str, ...] = ("auto",)
     model: str | None = None
+    collections: tuple[str, ...] = ()
     datetime: str | None = None
     max_cloud: float | None = None
     bands: tuple[str, ...] = ()
@@ -207,6 +211,7 @@ def find_imagery(spec: PipelineSpec, area: AOI, options: RunOptions, gsd_m: floa
         No imagery over the AOI, imagery that cannot be used, or a catalog out of reach.
     """
     search = Search(
+        collections=options.collections,
         datetime=options.datetime,
         max_cloud=spec.max_cloud_percent if options.max_cloud is None else options.max_cloud,
         order=spec.order,
@@ -346,10 +351,8 @@ def _parsed_crs(text: str) -> CRS:
 
 def _nothing_found(area: AOI, options: RunOptions, dropped: Sequence[str]) -> str:
     lon, lat = area.centre
-    sentence = (
-        f"no imagery of {', '.join(options.sources)} covers the AOI (centre {lon:.5f}, {lat:.5f}, "
-        f"{area.area_ha:,.1f} ha)"
-    )
+    asked = ", ".join(without_secrets(source) for source in options.sources)
+    sentence = f"no imagery of {asked} covers the AOI (centre {lon:.5f}, {lat:.5f}, {area.area_ha:,.1f} ha)"
     if dropped:
         sentence += f"; left out: {'; '.join(list(dropped)[:3])}" + (" ..." if len(dropped) > 3 else "")
     return sentence + "; check that the coordinates are lon, lat, or give other imagery with --source"

@@ -27,6 +27,7 @@ from geodino.outputs.record import (
 )
 from geodino.plan import Plan
 from geodino.quicklook import dates
+from geodino.sources.raster import without_secrets
 from geodino.stream import Tally
 
 _LIBRARIES = ("torch", "transformers", "rasterio", "pyproj", "odc-geo", "numpy")
@@ -75,7 +76,7 @@ def make_record(done: Finished) -> RunRecord:
     return RunRecord(
         geodino=__version__,
         pipeline=plan.spec.model_dump(mode="json"),
-        options=_plain(asdict(plan.options)),
+        options=_plain(asdict(plan.options) | {"sources": [without_secrets(text) for text in plan.options.sources]}),
         aoi=_aoi_record(plan),
         grid=GridRecord(str(plan.grid.crs), plan.grid.gsd, extent.row, extent.col, extent.height, extent.width),
         windows=_windows_record(plan, tally),
@@ -86,7 +87,10 @@ def make_record(done: Finished) -> RunRecord:
         ),
         dropped_scenes=plan.scenes_dropped,
         timings=TimingsRecord(
-            *(round(seconds, 3) for seconds in (tally.read_s, tally.forward_s, tally.stitch_s, tally.write_s)),
+            read_s=round(tally.read_s, 3),
+            forward_s=round(tally.forward_s, 3),
+            stitch_s=round(tally.stitch_s, 3),
+            write_s=round(tally.write_s, 3),
             total_s=round(done.total_s, 3),
             decode_s=round(tally.decode_s, 3),
         ),

@@ -6,6 +6,7 @@ import json
 
 from geodino.models.catalog import row, rows
 from geodino.models.hub import access
+from geodino.models.loading import facts_of, is_at_hand
 
 
 def models_table(*, as_json: bool) -> str:
@@ -66,7 +67,17 @@ def model_sheet(name: str) -> str:
 
 
 def model_access(name: str) -> tuple[bool, str]:
-    """Whether a model can be run here, and a sentence with what to type next."""
+    """Whether a model, by name, hub id or folder, can be had here, and a sentence with what to type next.
+
+    Raises
+    ------
+    ModelError
+        A hub id or folder that cannot be used, and why.
+    """
+    if name not in {known.name for known in rows()}:
+        facts = facts_of(name)
+        here = "its weights are on this machine" if is_at_hand(name) else "it may be downloaded"
+        return True, f"{name}: {here}; {facts.title}"
     entry = access(row(name))
     return entry.usable, f"{name}: {entry.sentence}" + (f"\n{entry.command}" if entry.command else "")
 

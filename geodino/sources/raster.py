@@ -28,7 +28,7 @@ GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 # overlap of the next window. GDAL_CACHEMAX counts bytes here (rasterio), and 256 would switch the cache off.
 GDAL_OPTIONS = MappingProxyType(
     {
-        "GDAL_CACHEMAX": 256 * 1024 * 1024,
+        "GDAL_CACHEMAX": 64 * 2**20,
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
         "GDAL_HTTP_CONNECTTIMEOUT": 10,
         "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,
