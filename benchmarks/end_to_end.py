@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["nano", "vit-l"], default="nano")
     parser.add_argument("--pixels", type=int, default=3072, help="side of the square scene")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=8, help="reader threads of the run")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "geodino-benchmarks")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,7 @@ def main() -> None:
     scene = arguments.cache / f"scene_{side}.tif"
     write_scene(scene, side, side)
     name = "nano" if arguments.model == "nano" else str(vit_large(arguments.cache / "vit-l"))
-    options = RunOptions(sources=(str(scene),), model=name, overwrite=True)
+    options = RunOptions(sources=(str(scene),), model=name, threads=arguments.threads, overwrite=True)
     model = geodino.load_model(name)
     spec = read_pipeline("canopy")
     aoi = bounds_aoi(side, side)

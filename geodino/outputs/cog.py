@@ -37,7 +37,7 @@ MIN_BLOCK = 128  # the least that GDAL's COG driver takes
 # DEFLATE and not ZSTD: 4 % larger, but ArcGIS, Earth Engine and old QGIS builds read it.
 COG_OPTIONS: Mapping[str, str | int] = {
     "COMPRESS": "DEFLATE",
-    "LEVEL": 6,
+    "LEVEL": 4,
     "PREDICTOR": "FLOATING_POINT",
     "OVERVIEW_RESAMPLING": "AVERAGE",
     "BIGTIFF": "IF_SAFER",
