@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["nano", "vit-l"], default="nano")
     parser.add_argument("--pixels", type=int, default=3072, help="side of the square scene")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=8, help="reader threads of the run")
+    parser.add_argument("--threads", type=int, help="reader threads of the run; else the default's")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "geodino-benchmarks")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)

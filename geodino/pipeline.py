@@ -30,8 +30,8 @@ from geodino.provenance import Finished, file_record, make_record, provenance_ta
 from geodino.quicklook import draw_preview
 from geodino.settings import PipelineSpec, read_pipeline
 from geodino.sources import Mosaic
-from geodino.sources.raster import LOCAL_OPTIONS
-from geodino.stream import Tally, stream_cells
+from geodino.sources.raster import LOCAL_OPTIONS, is_remote
+from geodino.stream import READER_THREADS, Tally, stream_cells
 from geodino.watch import Silent, Watch, count
 
 FILES = {"height": "canopy_height.tif", "spread": "canopy_height_spread.tif"}
@@ -152,6 +152,18 @@ def settle(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, name:
     return plan
 
 
+def reader_threads(plan: Plan, model: Model) -> int:
+    """How many threads read: as asked, else enough to hide a network's latency or to keep up with a GPU.
+
+    Beside a model on the CPU each reader takes a core from it: with 8 readers of a local file nano keeps 0.55 of its
+    own speed on two cores, with one 0.75 (benchmarks/end_to_end.py, November 2026), and it never waits for that one.
+    """
+    if plan.options.threads is not None:
+        return plan.options.threads
+    remote = any(is_remote(band.href) for scene in plan.scenes for band in scene.bands)
+    return READER_THREADS if remote or model.device.type != "cpu" else 1
+
+
 def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally: Tally) -> StagedRaster:
     """Read, predict and stitch every window; the finished cells lie in the staged raster."""
     stage = StagedRaster.create(
@@ -174,7 +186,7 @@ def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally
                 wanted=AOIMask(plan.geometry, plan.grid),
                 tally=tally,
                 batch_size=model.batch_size(plan.tiling.size),
-                threads=plan.options.threads,
+                threads=reader_threads(plan, model),
             )
         ) as cells,
     ):

@@ -57,7 +57,7 @@ class RunOptions:
     precision, device, batch_size
         How the model runs; they move numbers by less than the stated precision.
     threads
-        Reader threads.
+        Reader threads; None: what suits the imagery and the device (`reader_threads`).
     overwrite
         Replace an earlier run's files.
     """
@@ -77,7 +77,7 @@ class RunOptions:
     precision: str = "auto"
     device: str = "auto"
     batch_size: int | None = None
-    threads: int = 8
+    threads: int | None = None
     overwrite: bool = False
 
 
