@@ -70,7 +70,9 @@ def cli(debug: bool, verbose: bool) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--batch-size", type=click.IntRange(1), help="Windows computed at once [default: what fits].")
 @click.option(
-    "--threads", type=click.IntRange(1, 64), help="Threads that read imagery; else 8, or 1 for files and a model on the CPU."
+    "--threads",
+    type=click.IntRange(1, 64),
+    help="Threads that read imagery; else 8, or 1 for files and a model on the CPU.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in the folder.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
