@@ -1,0 +1,1 @@
+"""How good a model or a map is, against labels: figures with intervals, tables and pictures."""

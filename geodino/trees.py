@@ -1,0 +1,121 @@
+"""Trees out of a heat map: its peaks, as points in image pixels.
+
+A cell is a peak where no cell of the square around it is hotter, and none as hot comes before it in reading order (row
+by row from the north-west). So of two peaks neither lies in the other's square, a row or block of equal cells gives
+one peak, and what a cell is depends on the `spacing` cells around it alone: a map cut into pieces gives the same trees
+as long as each piece brings `spacing` cells of context and keeps only the peaks whose cell it owns. Pieces own
+half-open rectangles of cells, so each peak has exactly one owner; a tree whose offset carries it over the border stays
+with the cell it was found in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from geodino.errors import ConfigError
+from geodino.grid import Window
+
+Floats = npt.NDArray[np.float32]
+
+CELL_PX = 4
+"""Image pixels a cell of geodino's own tree maps is wide."""
+
+
+@dataclass(frozen=True, eq=False)
+class Peaks:
+    """Trees found, in reading order of their cells.
+
+    Attributes
+    ----------
+    points
+        (N, 2) float64, image pixels, x to the right and y down from the map's north-west corner; pixel corners lie
+        at whole numbers, so the middle of the first pixel is (0.5, 0.5).
+    scores
+        (N,) float32, the heat of the peak.
+    cells
+        (N, 2) int64, row and column of the cell.
+    """
+
+    points: npt.NDArray[np.float64]
+    scores: Floats
+    cells: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, threshold: float) -> Peaks:
+        """The peaks whose score is at least that."""
+        keep = self.scores >= threshold
+        return Peaks(self.points[keep], self.scores[keep], self.cells[keep])
+
+
+def find_peaks(
+    heat: Floats, offset: Floats, *, threshold: float, spacing: int, cell: int = CELL_PX, owned: Window | None = None
+) -> Peaks:
+    """Return the peaks of a heat map.
+
+    A lower threshold only adds peaks: `find_peaks(..., threshold=a).above(b)` is `find_peaks(..., threshold=b)` for
+    b >= a.
+
+    Parameters
+    ----------
+    heat
+        (H, W), 0..1; NaN where nothing is known, which is never a peak and hides none.
+    offset
+        (2, H, W), where the tree stands in its cell: cells to the right and down from the cell's centre.
+    threshold
+        The least heat of a peak.
+    spacing
+        Cells: a peak is the hottest of the (2 * spacing + 1) square around it.
+    cell
+        Image pixels a cell is wide.
+    owned
+        Cells of this array whose peaks are wanted, half-open; all of them where left out. Cells outside are context.
+
+    Raises
+    ------
+    ConfigError
+        If the spacing is under 1 cell, or the arrays do not belong together.
+    """
+    if spacing < 1:
+        raise ConfigError(f"spacing of {spacing} cells between trees must be at least 1")
+    if heat.ndim != 2 or offset.shape != (2, *heat.shape):
+        raise ConfigError(f"offsets of shape {offset.shape} do not fit a heat map of shape {heat.shape}")
+    known = np.where(np.isnan(heat), -np.inf, heat)
+    top = (known >= threshold) & np.isfinite(known)
+    top &= (known > _hottest_before(known, spacing)) & (known >= _hottest_after(known, spacing))
+    if owned is not None:
+        keep = np.zeros(heat.shape, np.bool_)
+        keep[max(owned.row, 0) : max(owned.row_stop, 0), max(owned.col, 0) : max(owned.col_stop, 0)] = True
+        top &= keep
+    rows, cols = np.nonzero(top)
+    right, down = offset[:, rows, cols].astype(np.float64)
+    points = np.stack([cols + 0.5 + right, rows + 0.5 + down], axis=1) * cell
+    return Peaks(points, heat[rows, cols].astype(np.float32), np.stack([rows, cols], axis=1))
+
+
+def _hottest_before(heat: Floats, reach: int) -> Floats:
+    """The hottest of the cells that come before each cell in its square: the rows above, and its row to the west."""
+    wide = ndimage.maximum_filter1d(heat, 2 * reach + 1, axis=1, mode="constant", cval=-np.inf)
+    return np.maximum(_hottest_of_last(wide, reach, axis=0), _hottest_of_last(heat, reach, axis=1))
+
+
+def _hottest_after(heat: Floats, reach: int) -> Floats:
+    return _hottest_before(heat[::-1, ::-1], reach)[::-1, ::-1]
+
+
+def _hottest_of_last(heat: Floats, count: int, *, axis: int) -> Floats:
+    """The hottest of the `count` cells before each one along an axis, itself left out; -inf where there is none."""
+    ending_here = ndimage.maximum_filter1d(
+        heat, count, axis=axis, mode="constant", cval=-np.inf, origin=(count - 1) // 2
+    )
+    found = np.full_like(heat, -np.inf)
+    if axis == 0:
+        found[1:] = ending_here[:-1]
+    else:
+        found[:, 1:] = ending_here[:, :-1]
+    return found
