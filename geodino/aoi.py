@@ -62,7 +62,7 @@ class AOI:
         One row a feature, index 0..n-1: valid polygons or multipolygons in 2-D, their attributes, and a CRS.
         Longitudes may pass 180.
     origin
-        What the user gave: a path, `bbox ...` or `WKT`.
+        What the user gave: a path, `bbox ...`, `WKT` or `sample:NAME`.
     repaired_area_m2
         Area that the repair changed: of each repaired feature, geodesic area after it less the signed area as drawn
         (0 for a symmetric bow-tie, as its lobes turn in opposite directions). 0.0 when nothing was repaired.
@@ -158,8 +158,9 @@ def read_aoi(what: str | Path, *, layer: str | None = None, crs: str | None = No
     ----------
     what
         A file of polygons (GeoJSON, GeoPackage, GeoParquet, FlatGeobuf, KML, shapefile, or another that GDAL reads;
-        `.wkt` for text), WKT (`SRID=32610;POLYGON ...` declares its CRS), or `minx,miny,maxx,maxy`, whose minx may
-        be greater than maxx over the antimeridian. A lon/lat edge longer than 180 degrees goes the short way round.
+        `.wkt` for text), WKT (`SRID=32610;POLYGON ...` declares its CRS), `minx,miny,maxx,maxy`, whose minx may
+        be greater than maxx over the antimeridian, or `sample:NAME` for an AOI that geodino ships. A lon/lat edge
+        longer than 180 degrees goes the short way round.
     layer
         Which layer, where a file holds several.
     crs
@@ -171,6 +172,8 @@ def read_aoi(what: str | Path, *, layer: str | None = None, crs: str | None = No
     ------
     AOIError
         If there is no such file or layer, no CRS, no polygon with an area, or coordinates that cannot be meant.
+    ConfigError
+        If no sample has that name.
     """
     drawn = read_drawn(what, layer)
     chosen = _chosen_crs(drawn, crs)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -22,6 +22,7 @@ from shapely.geometry import Polygon
 
 from geodino.errors import AOIError
 from geodino.polygons import WGS84
+from geodino.shipped import sample_aoi
 
 _WKT = re.compile(
     r"\s*(?:SRID=(?P<srid>\d+);)?\s*(?:(MULTI)?(POLYGON|POINT|LINESTRING|SURFACE|CURVE)|CURVEPOLYGON|GEOMETRYCOLLECTION)\b",
@@ -30,6 +31,7 @@ _WKT = re.compile(
 # A collection of polygons has four brackets in each other. GEOS descends once a bracket and crashes the process where
 # they are tens of thousands deep.
 _MOST_BRACKETS = 50
+_SAMPLE = "sample:"
 _HTML = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
 
 
@@ -42,7 +44,7 @@ class Drawn:
     frame
         One row a feature in the order of the file, without a CRS of its own.
     origin
-        The path, `bbox ...` or `WKT`.
+        The path, `bbox ...`, `WKT` or `sample:NAME`.
     declared
         The CRS that the file or text itself names; nothing overrides it.
     implied
@@ -56,8 +58,10 @@ class Drawn:
 
 
 def read_drawn(what: str | Path, layer: str | None) -> Drawn:
-    """Read a path, WKT or `minx,miny,maxx,maxy`. Raises AOIError if there is nothing readable."""
+    """Read a path, WKT, `minx,miny,maxx,maxy` or `sample:NAME`. Raises AOIError if there is nothing readable."""
     text = str(what)
+    if isinstance(what, str) and what.startswith(_SAMPLE):
+        return replace(_from_file(sample_aoi(what.removeprefix(_SAMPLE)), layer), origin=what)
     numbers = _numbers(text) if isinstance(what, str) else None
     if numbers is None and not (isinstance(what, str) and _WKT.match(what)):
         path = Path(what)

@@ -94,10 +94,10 @@ def run(
     chosen = _run_options(options)
     with _watch(quiet=quiet) as watch:
         if dry_run:
-            cost = estimate(pipeline, aoi=_named_aoi(aoi), options=chosen, watch=watch)
+            cost = estimate(pipeline, aoi=aoi, options=chosen, watch=watch)
         else:
             folder = out or Path("out") / Path(pipeline).stem
-            record = run_pipeline(pipeline, aoi=_named_aoi(aoi), out=folder, options=chosen, watch=watch)
+            record = run_pipeline(pipeline, aoi=aoi, out=folder, options=chosen, watch=watch)
     if dry_run:
         click.echo(json.dumps(cost.as_dict(), indent=2) if as_json else cost.as_text())
     elif as_json:
@@ -186,13 +186,6 @@ def _run_options(options: dict[str, Any]) -> RunOptions:
         bands=tuple(band.strip() for band in bands.split(",")) if bands else (),
         **options,
     )
-
-
-def _named_aoi(aoi: str) -> str:
-    """`sample:NAME` is an AOI that geodino ships."""
-    from geodino.shipped import sample_aoi
-
-    return str(sample_aoi(aoi.removeprefix("sample:"))) if aoi.startswith("sample:") else aoi
 
 
 def _watch(*, quiet: bool) -> PlainWatch | RichWatch:

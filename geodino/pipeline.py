@@ -52,7 +52,7 @@ def run(
     pipeline
         A shipped pipeline's name, or a YAML file.
     aoi
-        A polygon file, WKT, `minx,miny,maxx,maxy`, or an AOI.
+        A polygon file, WKT, `minx,miny,maxx,maxy`, `sample:NAME`, or an AOI.
     out
         Holds canopy_height.tif, canopy_height_spread.tif, preview.png, item.json and run.json when this returns, and
         none of them where it raises.

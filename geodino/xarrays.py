@@ -79,7 +79,7 @@ def open_scene(
     source
         A GeoTIFF, folder, STAC Item, catalog or API, or the name of a config; or several.
     aoi
-        A polygon file, WKT or `minx,miny,maxx,maxy`.
+        A polygon file, WKT, `minx,miny,maxx,maxy` or `sample:NAME`.
     options
         Dates, cloud, bands and the rest of what `geodino run` takes.
     gsd_m

@@ -86,7 +86,7 @@ def test_a_dry_run_says_the_cost_and_touches_nothing(
     [
         (["run", "canpy", "--aoi", AOI], 2, "did you mean canopy?"),
         (["run", "canopy"], 2, "Missing option '--aoi'"),
-        (["run", "canopy", "--aoi", "sample:autzn"], 2, "did you mean autzen?"),
+        (["run", "canopy", "--aoi", "sample:autzn", "--model", "nano"], 2, "did you mean autzen?"),
         (["run", "canopy", "--aoi", "nowhere.geojson", "--model", "nano"], 3, "nowhere.geojson"),
         (["run", "canopy", "--aoi", "44.06,-123.07,44.07,-123.06", "--model", "nano"], 3, "lat"),
         (["run", "canopy", "--aoi", "1,1,1.01,1.01", "--model", "nano", "--source", DEAD], 4, "127.0.0.1:9"),

@@ -16,7 +16,7 @@ from rio_cogeo.cogeo import cog_validate
 from test_outputs_item import complaints
 
 import geodino
-from geodino.aoi import aoi_mask
+from geodino.aoi import aoi_mask, read_aoi
 from geodino.errors import AOIError, ConfigError, GeodinoError, OutputError, SourceError
 from geodino.grid import Grid, Window
 from geodino.models.predictor import Model
@@ -194,6 +194,16 @@ def test_an_aoi_in_two_far_places_runs_their_windows_alone(options: RunOptions, 
     assert abs(np.isfinite(heights).sum() - area_px) < 0.02 * area_px
 
 
+def test_a_sample_aoi_is_named_in_python_as_on_the_command_line(tiny_model: Path, tmp_path: Path) -> None:
+    options = RunOptions(model=str(tiny_model), device="cpu")
+    record = run("canopy", aoi="sample:long-beach", out=tmp_path / "out", options=options)
+    assert record.aoi.origin == "sample:long-beach"
+    assert record.aoi.geometry == read_aoi(geodino.sample_aoi("long-beach")).geojson()
+    assert estimate("canopy", aoi="sample:long-beach", options=options).windows == record.windows.run
+    with pytest.raises(ConfigError, match="no sample AOI named long-beech; did you mean long-beach"):
+        estimate("canopy", aoi="sample:long-beech", options=options)
+
+
 def test_ground_without_imagery_is_refused_by_name(options: RunOptions, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no imagery of .*photo.tif covers the AOI \(centre 10.0"):
         run("canopy", aoi="10,50,10.001,50.001", out=tmp_path / "far", options=options)
@@ -313,7 +323,6 @@ def test_an_aoi_under_one_pixel_is_refused_as_such(options: RunOptions, tmp_path
 
 
 def test_auto_leaves_the_sample_where_the_aoi_reaches_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from geodino.aoi import read_aoi
     from geodino.sources import open as opening
 
     asked: list[str] = []

@@ -67,6 +67,11 @@ def test_the_aoi_of_a_scene_is_the_polygon(scene: xr.Dataset) -> None:
     assert abs(int(scene.aoi.sum()) * 0.36 - 170 * 155) < 170
 
 
+def test_a_scene_over_a_sample_aoi_is_opened_by_its_name() -> None:
+    scene = geodino.open_scene("sample", aoi="sample:autzen")
+    assert scene.attrs["aoi_wkt"] == geodino.open_scene("sample", aoi=geodino.sample_aoi("autzen")).attrs["aoi_wkt"]
+
+
 def test_predict_says_what_run_says(scene: xr.Dataset, photo: Path, tiny_model: Path, tmp_path: Path) -> None:
     model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
     canopy = geodino.predict(scene, model)
