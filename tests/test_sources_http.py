@@ -41,7 +41,9 @@ class Site:
     cut_once: set[str] = field(default_factory=set)
     url: str = ""
     page: object = None
+    search_path: str = "/api/search"
     root_changes: dict[str, object] = field(default_factory=dict)
+    refusal: tuple[int, str] = (404, "")
 
     def answer(self, wanted: dict[str, object]) -> object:
         """A page of two Items, and a link to the next, as the standard has it for POST and GET; or the given page."""
@@ -71,7 +73,7 @@ class Site:
             "description": "x",
             "conformsTo": ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"],
             "links": [
-                {"rel": "search", "type": "application/geo+json", "href": f"{self.url}/api/search", "method": method}
+                {"rel": "search", "type": "application/geo+json", "href": self.url + self.search_path, "method": method}
                 for method in methods
             ],
         }
@@ -99,14 +101,16 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            self._send_json(served.answer(json.loads(body)))
+            if self.path == "/api/search":
+                return self._send_json(served.answer(json.loads(body)))
+            return self._send(served.refusal[0], served.refusal[1].encode(), {})
 
         def _send_json(self, content: object) -> None:
             self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
         def _send_file(self, path: Path) -> None:
             if not path.is_file():
-                return self._send(404, b"", {})
+                return self._send(served.refusal[0], served.refusal[1].encode(), {})
             content = path.read_bytes()
             ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if not ranged:
@@ -297,6 +301,37 @@ def test_what_is_not_there_is_a_read_error(site: Site, aoi: AOI) -> None:
     for source in (f"{site.url}/none.json", f"{site.url}/none.tif"):
         with pytest.raises(ReadError, match=r"none\.(json|tif) cannot be read"):
             find_scenes([source], aoi=aoi, search=Search())
+
+
+PAGE = "<!DOCTYPE html>\n<html>" + "<p>sign in</p>" * 500
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (404, PAGE, "HTTP 404 Not Found"),
+        (403, "\n" + PAGE, "HTTP 403 Forbidden"),
+        (400, '{"description":\n"no"}', 'HTTP 400 Bad Request: {"description": "no"}'),
+        (400, "x" * 5000, "HTTP 400 Bad Request: " + "x" * 200 + "..."),
+        (599, "", "HTTP 599"),
+    ],
+)
+def test_a_servers_error_is_its_status_and_never_its_page(
+    site: Site, aoi: AOI, status: int, body: str, said: str
+) -> None:
+    site.refusal, site.search_path = (status, body), "/gone"
+    with pytest.raises(ReadError) as read:
+        find_scenes([f"{site.url}/none.json"], aoi=aoi, search=Search())
+    assert str(read.value) == f"{site.url}/none.json cannot be read: {said}"
+    with pytest.raises(ReadError) as searched:
+        find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
+    assert str(searched.value) == f"{site.url}/api cannot be searched: {said} (APIError); is it a STAC API?"
+
+
+def test_a_web_page_in_place_of_json_is_called_one(site: Site, aoi: AOI) -> None:
+    (site.folder / "login.json").write_text(PAGE)
+    with pytest.raises(ReadError, match=r"login\.json cannot be read: it is a web page; give the address"):
+        find_scenes([f"{site.url}/login.json"], aoi=aoi, search=Search())
 
 
 @pytest.mark.parametrize("kind", ["link", "asset"])

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import responses
 from typing import NamedTuple
 
 import shapely
@@ -37,6 +38,8 @@ READERS = 8
 PAGE = 250
 # Servers limit the size of a search; an outline of more points is asked for by its convex hull and sifted here.
 MAX_POINTS = 500
+# Letters kept of what a server says about an error.
+_MOST_SAID = 200
 
 # What pystac and pystac-client raise for a server that does not keep to the standard; the latter also raises warnings.
 _API_FAULTS = (
@@ -113,9 +116,13 @@ def read_json(href: str, session: StacApiIO) -> JSONObject:
     """The JSON object at a path or URL. ReadError where it cannot be reached or is none."""
     try:
         text = session.request(href) if is_remote(href) else local_path(href).read_text(encoding="utf-8")
-        content = json.loads(text)
     except (OSError, APIError, ValueError) as error:
-        raise ReadError(f"{without_secrets(href)} cannot be read: {without_secrets(str(error))}") from error
+        raise ReadError(f"{without_secrets(href)} cannot be read: {_said(error)}") from error
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        what = "it is a web page" if _is_markup(text) else f"it is no JSON: {error}"
+        raise ReadError(f"{without_secrets(href)} cannot be read: {what}; give the address of STAC JSON") from error
     if not isinstance(content, dict):
         raise ReadError(f"{without_secrets(href)} holds no JSON object")
     return content
@@ -186,10 +193,25 @@ def _search(api: Document, session: StacApiIO, area: BaseGeometry, search: Searc
         ).items_as_dicts()
         return [Document(_self_href(content, href), content) for content in pages]
     except _API_FAULTS as error:
-        said = without_secrets(" ".join(str(error).split()))
         raise ReadError(
-            f"{without_secrets(href)} cannot be searched: {said} ({type(error).__name__}); is it a STAC API?"
+            f"{without_secrets(href)} cannot be searched: {_said(error)} ({type(error).__name__}); is it a STAC API?"
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """What went wrong in a few words; a server's status in place of the page that comes with it."""
+    words = " ".join(str(error).split())
+    status = getattr(error, "status_code", None)
+    if status is None:
+        return without_secrets(words)
+    answer = f"HTTP {status} {responses.get(status, '')}".rstrip()
+    if not words or _is_markup(words):
+        return answer
+    return f"{answer}: {without_secrets(words[:_MOST_SAID])}{'...' if len(words) > _MOST_SAID else ''}"
+
+
+def _is_markup(text: str) -> bool:
+    return text.lstrip().startswith("<")
 
 
 def _self_href(content: JSONObject, fallback: str) -> str:
