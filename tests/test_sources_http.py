@@ -44,6 +44,7 @@ class Site:
     search_path: str = "/api/search"
     root_changes: dict[str, object] = field(default_factory=dict)
     refusal: tuple[int, str] = (404, "")
+    ranges: bool = True
 
     def answer(self, wanted: dict[str, object]) -> object:
         """A page of two Items, and a link to the next, as the standard has it for POST and GET; or the given page."""
@@ -113,8 +114,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
                 return self._send(served.refusal[0], served.refusal[1].encode(), {})
             content = path.read_bytes()
             ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            if not ranged:
-                return self._send(200, content, {"Accept-Ranges": "bytes"})
+            if not ranged or not served.ranges:
+                return self._send(200, content, {"Accept-Ranges": "bytes"} if served.ranges else {})
             first, last = int(ranged[1]), min(int(ranged[2]), len(content) - 1)
             headers = {"Content-Range": f"bytes {first}-{last}/{len(content)}", "Accept-Ranges": "bytes"}
             if path.name in served.cut_once and first > 0:
@@ -295,6 +296,23 @@ def test_signatures_in_urls_are_in_no_summary_message_or_log(
     said.append(str(odd.value))
     assert "gone.tif?..." in said[0] and "gone.tif?..." in caplog.text
     assert "SECRET" not in caplog.text + "".join(said)
+
+
+def test_a_server_without_byte_ranges_is_called_one_where_the_file_is_too_large_for_it(site: Site, aoi: AOI) -> None:
+    write_scene(site.folder / "small.tif")
+    (site.folder / "large.tif").write_bytes((site.folder / "small.tif").read_bytes() + bytes(2_000_000))
+    assert ids(find_scenes([f"{site.url}/large.tif"], aoi=aoi, search=Search()).scenes) == ["large"]
+    site.ranges = False
+    assert ids(find_scenes([f"{site.url}/small.tif"], aoi=aoi, search=Search()).scenes) == ["small"]
+    (site.folder / "larger.tif").write_bytes((site.folder / "large.tif").read_bytes())
+    with pytest.raises(ReadError, match=r"larger\.tif\?\.\.\. cannot be read: its server sends files whole only"):
+        find_scenes([f"{site.url}/larger.tif?sig=SECRET"], aoi=aoi, search=Search())
+
+
+def test_a_web_page_in_place_of_a_raster_is_called_one(site: Site, aoi: AOI) -> None:
+    (site.folder / "login.tif").write_text(PAGE)
+    with pytest.raises(ReadError, match=r"login\.tif cannot be read: its server sends a web page"):
+        find_scenes([f"{site.url}/login.tif"], aoi=aoi, search=Search())
 
 
 def test_what_is_not_there_is_a_read_error(site: Site, aoi: AOI) -> None:

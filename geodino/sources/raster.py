@@ -10,13 +10,15 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError
+from rasterio.errors import RasterioError, RasterioIOError
 
 from geodino.errors import ReadError, SourceError
 
@@ -52,6 +54,10 @@ SCHEMES = MappingProxyType(
 )
 RASTER_SUFFIXES = MappingProxyType({".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"})
 _LOCAL_ONLY = MappingProxyType({".vrt": "VRT"})
+
+_ASKED_BYTES = 256
+_ANSWER_TIMEOUT_S = 10.0
+_WEB_PAGE = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
 
 _SECRET = re.compile(r"(\?)[^\s'\"<>]+")
 _PASSWORD = re.compile(r"(://)[^\s/@'\"<>]+@")
@@ -121,7 +127,34 @@ def open_raster(href: str, *, overview: int | None = None) -> rasterio.DatasetRe
     """
     level = {} if overview is None else {"overview_level": overview}
     with read_errors(href), environment([href]):
-        return rasterio.open(gdal_path(href), driver=driver_of(href), sharing=False, **level)
+        try:
+            return rasterio.open(gdal_path(href), driver=driver_of(href), sharing=False, **level)
+        except RasterioIOError as error:
+            why = _unfit_answer(href) if "not recognized" in str(error) else None
+            if why is None:
+                raise
+            raise ReadError(f"{without_secrets(href)} cannot be read: {why}") from error
+
+
+def _unfit_answer(href: str) -> str | None:
+    """Why GDAL recognizes nothing behind a URL, as far as one more request tells.
+
+    GDAL does not say through rasterio that a server ignores Range; it calls the file, of over some 0.2 MB (GDAL 3.10),
+    one of no known format.
+    """
+    if urlsplit(href).scheme.lower() not in ("http", "https"):
+        return None
+    request = Request(href, headers={"Range": f"bytes=0-{_ASKED_BYTES - 1}"})
+    try:
+        with urlopen(request, timeout=_ANSWER_TIMEOUT_S) as answer:
+            status, head = answer.status, answer.read(_ASKED_BYTES)
+    except (OSError, HTTPException, ValueError):
+        return None
+    if _WEB_PAGE.match(head):
+        return "its server sends a web page; check the address, or sign in and download the file"
+    if status != 206:
+        return f"its server sends files whole only (HTTP {status} to a request for a byte range); download the file"
+    return None
 
 
 def forget(href: str) -> None:
