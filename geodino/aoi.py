@@ -7,7 +7,6 @@ projected to; only `AOI.geojson` cuts it at 180. Features count from 1 in messag
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,8 +44,6 @@ from geodino.polygons import (
     wrapped,
 )
 
-logger = logging.getLogger(__name__)
-
 # National AOIs are often drawn in one UTM zone (all of Italy is up to 6.5 degrees east of zone 32); coordinates in
 # the wrong zone or order are tens of degrees away.
 AREA_OF_USE_MARGIN_DEG = 10.0
@@ -68,12 +65,15 @@ class AOI:
         (0 for a symmetric bow-tie, as its lobes turn in opposite directions). 0.0 when nothing was repaired.
     dropped
         How many points, lines and empty features were left out.
+    repairs
+        A sentence for each repaired feature: where it crossed itself, and what it covers now.
     """
 
     frame: gpd.GeoDataFrame
     origin: str
     repaired_area_m2: float = 0.0
     dropped: int = 0
+    repairs: tuple[str, ...] = ()
 
     def geometry(self, crs: CRS) -> Polygon | MultiPolygon:
         """The union of all features in `crs`, in one piece across the antimeridian.
@@ -183,14 +183,13 @@ def read_aoi(what: str | Path, *, layer: str | None = None, crs: str | None = No
     if chosen.is_geographic:
         shapes = unwrapped(shapes, drawn.origin)
     numbers = frame.index.to_numpy() + 1
-    shapes, repaired_area_m2 = _checked_rings(shapes, numbers, chosen, drawn.origin, repair=repair)
+    shapes, repaired_area_m2, repairs = _checked_rings(shapes, numbers, chosen, drawn.origin, repair=repair)
     keep = shapely.area(shapes) > 0
     if not keep.any():
         raise AOIError(f"{drawn.origin}: feature {numbers[0]} has no area; draw a polygon")
     frame = gpd.GeoDataFrame(frame.drop(columns=frame.geometry.name), geometry=shapes, crs=chosen)
-    aoi = AOI(frame[keep].reset_index(drop=True), drawn.origin, repaired_area_m2, dropped + int((~keep).sum()))
-    if aoi.dropped:
-        logger.warning("%s: left out %d points, lines or empty features", aoi.origin, aoi.dropped)
+    dropped += int((~keep).sum())
+    aoi = AOI(frame[keep].reset_index(drop=True), drawn.origin, repaired_area_m2, dropped, repairs)
     assert not aoi.lonlat.is_empty  # Also refuses here, not later, what has no place in lon/lat.
     return aoi
 
@@ -340,9 +339,9 @@ def _checked_rings(
     origin: str,
     *,
     repair: bool,
-) -> tuple[Shapes, float]:
-    """Valid shapes, and the area in m2 that repairing them changed."""
-    shapes, changed_m2 = shapes.copy(), 0.0
+) -> tuple[Shapes, float, tuple[str, ...]]:
+    """Valid shapes, the area in m2 that repairing them changed, and a sentence for each repair."""
+    shapes, changed_m2, repairs = shapes.copy(), 0.0, []
     for at in np.flatnonzero(~shapely.is_valid(shapes)):
         reason, _, place = shapely.is_valid_reason(shapes[at]).rstrip("]").partition("[")
         where = f"{origin}: feature {numbers[at]}: {reason.lower()} at ({', '.join(place.split())})"
@@ -352,10 +351,10 @@ def _checked_rings(
             raise AOIError(f"{origin}: feature {numbers[at]} has no area; draw a polygon")
         if not repair:
             raise AOIError(f"{where}; redraw it, or take the repaired {after / 1e4:.4g} ha with --repair-aoi")
-        logger.warning("%s; repaired, it covers %.4g ha", where, after / 1e4)
+        repairs.append(f"{where}; repaired, it covers {after / 1e4:.4g} ha")
         changed_m2 += abs(after - area_m2(shapes[at], crs))
         shapes[at] = repaired
-    return shapes, changed_m2
+    return shapes, changed_m2, tuple(repairs)
 
 
 def _name(crs: ProjCRS) -> str:

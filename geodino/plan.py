@@ -262,10 +262,11 @@ def with_scenes_used(plan: Plan, pixels: Mapping[int, int]) -> Plan:
 def area_warnings(area: AOI) -> list[str]:
     """What the user should know of how the AOI was read."""
     warnings = []
-    if area.repaired_area_m2:
-        warnings.append(f"the AOI's outline crosses itself; the repair changed {area.repaired_area_m2:,.0f} m2")
+    if area.repairs:
+        others = f", and {len(area.repairs) - 1} more features were repaired" if len(area.repairs) > 1 else ""
+        warnings.append(f"{area.repairs[0]}{others}; that changed {area.repaired_area_m2:,.0f} m2")
     if area.dropped:
-        warnings.append(f"{area.dropped} features of the AOI are not polygons and were left out")
+        warnings.append(f"{area.origin}: left out {area.dropped} points, lines or empty features")
     return warnings
 
 

@@ -34,7 +34,7 @@ from shapely.geometry import MultiPolygon, Polygon
 from geodino.aoi import AOIMask, read_aoi
 from geodino.errors import ConfigError
 from geodino.grid import Grid, Window
-from geodino.plan import RunOptions, find_imagery, places_over
+from geodino.plan import RunOptions, area_warnings, find_imagery, places_over
 from geodino.polygons import joined, polygons
 from geodino.settings import PipelineSpec
 from geodino.sources import Mosaic, Pixels, Scene
@@ -108,6 +108,8 @@ def open_scene(
     chosen = replace(options or RunOptions(), sources=sources)
     area = read_aoi(aoi, layer=chosen.aoi_layer, crs=chosen.aoi_crs, repair=chosen.repair_aoi)
     found = find_imagery(_AS_SHIPPED, area, chosen, gsd_m)
+    for sentence in (*area_warnings(area), *found.warnings):
+        logger.warning("%s", sentence)
     grid = found.grid
     geometry = area.geometry(grid.crs)
     extent = grid.window_over(geometry.bounds).padded(halo_px)

@@ -114,6 +114,24 @@ def test_a_second_run_exits_7_and_names_the_option(typed: Typed, photo: Path, ti
     assert typed(*words, "--overwrite")[0] == 0
 
 
+def test_what_was_mended_of_an_aoi_is_said_once(
+    typed: Typed, photo: Path, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left, low, right, high = AOI.split(",")
+    bowtie = f"POLYGON(({left} {low}, {right} {high}, {right} {low}, {left} {high}, {left} {low}))"
+    drawn = f"GEOMETRYCOLLECTION({bowtie}, POINT({left} {low}))"
+    words = run_words(photo, tiny_model, tmp_path / "out")
+    words[words.index(AOI)] = drawn
+    assert typed(*words)[0] == 3
+    code, _, err = typed(*words, "--repair-aoi")
+    err += caplog.text
+    assert code == 0
+    assert err.count("self-intersection at (494070, 4878695)") == err.count("repaired") == 1
+    assert err.count("left out") == err.count("points, lines or empty features") == 1
+    said = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
+    assert "repaired, it covers 0.5504 ha; that changed 5,504 m2" in said[0] and "left out 1 points" in said[1]
+
+
 def test_debug_shows_the_traceback_and_keeps_the_code(typed: Typed) -> None:
     words = ["run", "canopy", "--aoi", "nowhere.geojson", "--model", "nano"]
     for said in (["--debug", *words], [*words, "--debug"]):

@@ -72,6 +72,14 @@ def test_a_scene_over_a_sample_aoi_is_opened_by_its_name() -> None:
     assert scene.attrs["aoi_wkt"] == geodino.open_scene("sample", aoi=geodino.sample_aoi("autzen")).attrs["aoi_wkt"]
 
 
+def test_a_scene_warns_of_its_aoi_and_imagery_in_the_log(photo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bowtie = "POLYGON((494020 4878600, 494190 4878755, 494190 4878600, 494020 4878755, 494020 4878600))"
+    options = RunOptions(aoi_crs="EPSG:26910", repair_aoi=True)
+    geodino.open_scene(photo, aoi=bowtie, options=options, gsd_m=1.8)
+    assert caplog.text.count("self-intersection") == 1
+    assert "imagery of 0.6 m a pixel is outside of" in caplog.text
+
+
 def test_predict_says_what_run_says(scene: xr.Dataset, photo: Path, tiny_model: Path, tmp_path: Path) -> None:
     model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
     canopy = geodino.predict(scene, model)
