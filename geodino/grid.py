@@ -18,6 +18,8 @@ from pyproj import Proj
 from pyproj.aoi import AreaOfInterest
 from pyproj.database import query_utm_crs_info
 
+from geodino.errors import ConfigError
+
 # A CRS whose linear scale is further than this from 1 at the AOI is not used for metres: UTM stays within
 # 0.04 % in its zone and national grids within 0.1 %, Web Mercator is 40 % off at 45 degrees latitude.
 MAX_SCALE_ERROR = 0.005
@@ -82,10 +84,19 @@ class Grid:
         Projected, in metres.
     gsd
         Ground sampling distance: metres a pixel, the same along x and y.
+
+    Raises
+    ------
+    ConfigError
+        A GSD of 0, below it, or not finite.
     """
 
     crs: CRS
     gsd: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gsd < math.inf:
+            raise ConfigError(f"GSD {self.gsd:g} must be over 0 m a pixel and finite")
 
     def geobox(self, window: Window) -> GeoBox:
         """The window as a georeferenced box."""

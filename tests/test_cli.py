@@ -91,6 +91,10 @@ def test_a_dry_run_says_the_cost_and_touches_nothing(
         (["run", "canopy", "--aoi", "44.06,-123.07,44.07,-123.06", "--model", "nano"], 3, "lat"),
         (["run", "canopy", "--aoi", "1,1,1.01,1.01", "--model", "nano", "--source", DEAD], 4, "127.0.0.1:9"),
         (["run", "canopy", "--aoi", "sample:autzen", "--model", "no-such-model"], 6, "no model named no-such-model"),
+        *[
+            (["run", "canopy", "--aoi", "sample:autzen", "--model", "nano", "--max-cloud", given], 2, given)
+            for given in ("nan", "inf", "101")
+        ],
         (["models", "info", "chmv3"], 6, "did you mean chmv2?"),
         (["run", "canopy", "--aoi", "sample:autzen", "--model", "nano", "--device", "tpu"], 2, "tpu"),
     ],

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from odc.geo.crs import CRS
 
+from geodino.errors import ConfigError
 from geodino.grid import Grid, Window, choose_crs, is_metric, utm_crs
 
 WINDOWS = st.builds(
@@ -24,6 +25,12 @@ GSDS = st.sampled_from([0.3, 0.5, 0.6, 1.0, 1.194])
 def test_a_window_comes_back_from_its_bounds(window: Window, gsd: float) -> None:
     grid = Grid(CRS("EPSG:32610"), gsd)
     assert grid.window_over(grid.bounds(window)) == window
+
+
+@pytest.mark.parametrize("gsd", [0.0, -0.6, float("nan"), float("inf")])
+def test_a_gsd_that_is_no_length_is_refused(gsd: float) -> None:
+    with pytest.raises(ConfigError, match=f"GSD {gsd:g} must be over 0 m a pixel and finite"):
+        Grid(CRS("EPSG:32610"), gsd)
 
 
 @given(WINDOWS, GSDS)

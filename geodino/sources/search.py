@@ -49,7 +49,7 @@ class Search:
     Raises
     ------
     ConfigError
-        A datetime that cannot be read, an unknown order.
+        A datetime that cannot be read, a percentage that is none, an unknown order.
     """
 
     datetime: str | None = None
@@ -62,6 +62,9 @@ class Search:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise ConfigError(f"order {self.order} must be one of {', '.join(ORDERS)}")
+        # NaN is in no range, but click lets it through.
+        if self.max_cloud is not None and not 0 <= self.max_cloud <= 100:
+            raise ConfigError(f"max cloud {self.max_cloud:g} must be 0 to 100 percent")
         self.interval()
 
     def interval(self) -> tuple[dt.datetime, dt.datetime]:
