@@ -64,6 +64,14 @@ def test_items_that_do_not_fit_are_left_out_and_counted(catalog: str, aoi: AOI) 
     ]
 
 
+def test_a_cloud_cover_that_is_no_number_is_unknown(aoi: AOI, tmp_path: Path) -> None:
+    write_scene(tmp_path / "a.tif")
+    root = write_catalog(tmp_path, [make_item("odd", "../a.tif", **{"eo:cloud_cover": float("nan")})])
+    (scene,) = find_scenes([root], aoi=aoi, search=Search(max_cloud=10)).scenes
+    assert scene.cloud_cover is None
+    json.dumps(scene.summary(), allow_nan=False)
+
+
 def _distinct(folder: Path, count: int) -> list[str]:
     for number in range(count):
         write_scene(folder / f"{number}.tif", seed=number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 from dataclasses import dataclass
 
 import pystac
@@ -152,4 +153,5 @@ def _utc(moment: dt.datetime | None) -> dt.datetime | None:
 
 
 def _number(value: object) -> float | None:
-    return None if value is None else float(str(value))
+    number = math.nan if value is None else float(str(value))
+    return number if math.isfinite(number) else None
