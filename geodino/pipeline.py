@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -27,14 +28,17 @@ from geodino.outputs.record import FileRecord, RunRecord, StatisticsRecord
 from geodino.outputs.stage import StagedRaster
 from geodino.plan import Plan, RunOptions, make_plan, with_scenes_used
 from geodino.provenance import Finished, file_record, make_record, provenance_tags
-from geodino.quicklook import draw_preview
+from geodino.quicklook import PREVIEW_FAULTS, draw_preview
 from geodino.settings import PipelineSpec, read_pipeline
 from geodino.sources import Mosaic
-from geodino.sources.raster import LOCAL_OPTIONS, is_remote
+from geodino.sources.raster import LOCAL_OPTIONS, causes, is_remote
 from geodino.stream import READER_THREADS, Tally, stream_cells
 from geodino.watch import Silent, Watch, count
 
+logger = logging.getLogger(__name__)
+
 FILES = {"height": "canopy_height.tif", "spread": "canopy_height_spread.tif"}
+PREVIEW = "preview.png"
 
 
 def run(
@@ -55,7 +59,7 @@ def run(
         A polygon file, WKT, `minx,miny,maxx,maxy`, `sample:NAME`, or an AOI.
     out
         Holds canopy_height.tif, canopy_height_spread.tif, preview.png, item.json and run.json when this returns, and
-        none of them where it raises.
+        none of them where it raises. A preview that cannot be drawn is left out with a warning.
     options
         Sources, model and the rest; the command line's defaults.
     watch
@@ -85,7 +89,8 @@ def run(
         stage = _compute(plan, model, folder, watch, tally)
         plan = with_scenes_used(plan, tally.scene_pixels)
         written = time.perf_counter()
-        outputs = _write_outputs(stage, plan, model, folder, started=started, watch=watch)
+        outputs, left_out = _write_outputs(stage, plan, model, folder, started=started, watch=watch)
+        plan = replace(plan, warnings=(*plan.warnings, *left_out))
         tally.write_s += time.perf_counter() - written
         record = make_record(Finished(plan, model, name, tally, outputs, started, time.perf_counter() - began))
         write_item(build_item(record), folder.staging("item.json"))
@@ -206,8 +211,8 @@ def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally
 
 def _write_outputs(
     stage: StagedRaster, plan: Plan, model: Model, folder: OutputFolder, *, started: datetime, watch: Watch
-) -> tuple[FileRecord, ...]:
-    """COGs and preview, under the temporary names that `publish` will turn into their own."""
+) -> tuple[tuple[FileRecord, ...], tuple[str, ...]]:
+    """COGs and preview, under the temporary names that `publish` will turn into their own; and what is missing."""
     watch.begin("writing", len(FILES) + 1)
     tags = provenance_tags(plan, model, started)
 
@@ -223,11 +228,26 @@ def _write_outputs(
     with ThreadPoolExecutor(len(FILES), thread_name_prefix="geodino-write") as pool:
         futures = [pool.submit(write, output) for output in FILES]
         made = []
+        left_out: tuple[str, ...] = ()
         for done, future in enumerate(futures, start=1):
             made.append(future.result())
             if done == 1:
-                draw_preview(plan, model, folder.staging(FILES["height"]), folder.staging("preview.png"))
+                left_out = _draw_preview(plan, model, folder, watch)
             watch.advance(done)
-    made.append(file_record(folder.staging("preview.png"), "preview.png"))
+    if not left_out:
+        made.append(file_record(folder.staging(PREVIEW), PREVIEW))
     watch.advance(len(FILES) + 1)
-    return tuple(made)
+    return tuple(made), left_out
+
+
+def _draw_preview(plan: Plan, model: Model, folder: OutputFolder, watch: Watch) -> tuple[str, ...]:
+    """The preview; a sentence where it cannot be drawn, because hours of finished heights do not hang on a picture."""
+    try:
+        draw_preview(plan, model, folder.staging(FILES["height"]), folder.staging(PREVIEW))
+    except PREVIEW_FAULTS as error:
+        logger.info("%s cannot be drawn", PREVIEW, exc_info=True)
+        folder.discard(PREVIEW)
+        sentence = f"{PREVIEW} cannot be drawn and is left out: {causes(error)}"
+        watch.warn(sentence)
+        return (sentence,)
+    return ()

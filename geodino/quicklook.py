@@ -11,18 +11,36 @@ import shapely
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
+from geodino.errors import GeodinoError
 from geodino.grid import Grid, Window
 from geodino.models import Model
 from geodino.outputs.preview import Preview, render_preview
 from geodino.plan import Plan
 from geodino.sources import Mosaic, Scene
+from geodino.sources.raster import GDAL_ERRORS
 
+# What reading and drawing raise; matplotlib nearly anything, of a broken font or a configuration of the user's.
+PREVIEW_FAULTS = (
+    GeodinoError,
+    *GDAL_ERRORS,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # As many pixels as the larger side of a panel can show.
 _LARGEST_PX = 1500
 
 
 def draw_preview(plan: Plan, model: Model, heights: Path, path: Path) -> None:
-    """Draw `path` (PNG) from the finished height COG and the imagery's overviews; memory is bounded by the picture."""
+    """Draw `path` (PNG) from the finished height COG and the imagery's overviews; memory is bounded by the picture.
+
+    Raises one of PREVIEW_FAULTS where the imagery cannot be read again or the picture not be drawn.
+    """
     coarser = max(1, -(-max(plan.extent.shape) // _LARGEST_PX))
     grid = Grid(plan.grid.crs, plan.grid.gsd * coarser)
     window = grid.window_over(plan.grid.bounds(plan.extent))

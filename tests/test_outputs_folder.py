@@ -98,6 +98,17 @@ def test_an_output_that_was_never_written_stops_the_publication(tmp_path: Path) 
     assert names(tmp_path) == set()
 
 
+def test_a_discarded_output_is_not_published_and_the_old_one_goes(tmp_path: Path) -> None:
+    write_run(tmp_path, "first")
+    with OutputFolder(tmp_path, overwrite=True) as folder:
+        for name in OUTPUT_NAMES:
+            folder.staging(name).write_text("second")
+        folder.discard("preview.png")
+        folder.discard("preview.png")
+        folder.publish()
+    assert names(tmp_path) == set(OUTPUT_NAMES) - {"preview.png"}
+
+
 def test_names_outside_the_known_ones_cannot_be_published(tmp_path: Path) -> None:
     with OutputFolder(tmp_path) as folder, pytest.raises(ValueError, match="is not an output"):
         folder.staging("../../evil.tif")

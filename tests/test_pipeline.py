@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import rasterio
 import shapely
+from matplotlib.figure import Figure
 from rio_cogeo.cogeo import cog_validate
 from test_outputs_item import complaints
 
@@ -182,6 +183,44 @@ def test_a_run_that_fails_midway_leaves_nothing_with_a_final_name(
     with pytest.raises(KeyboardInterrupt):
         run("canopy", aoi=wkt(20, 15, 400, 280), out=tmp_path / "out", options=replace(options, batch_size=1))
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock"] == []
+
+
+@pytest.mark.parametrize("cause", ["imagery", "matplotlib"])
+def test_a_preview_that_fails_is_left_out_and_ends_no_run(
+    options: RunOptions, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    mine = tmp_path / "mine.tif"
+    mine.write_bytes(photo.read_bytes())
+    options, out = replace(options, sources=(str(mine),)), tmp_path / "out"
+    run("canopy", aoi=wkt(20, 15, 150, 150), out=out, options=options)
+    assert (out / "preview.png").is_file()
+    warned = []
+
+    class Saboteur(Silent):
+        def begin(self, title: str, total: int) -> None:
+            if title == "writing" and cause == "imagery":
+                mine.unlink()
+
+        def warn(self, sentence: str) -> None:
+            warned.append(sentence)
+
+    def failing(self: Figure, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("no font\nat all")
+
+    if cause == "matplotlib":
+        monkeypatch.setattr(Figure, "savefig", failing)
+    record = run(
+        "canopy", aoi=wkt(20, 15, 150, 150), out=out, options=replace(options, overwrite=True), watch=Saboteur()
+    )
+    assert {path.name for path in out.iterdir()} - {".lock"} == NAMES - {"preview.png"}
+    assert {file.name for file in record.outputs} == NAMES - {"preview.png", "run.json"}
+    (sentence,) = warned
+    assert sentence.startswith("preview.png cannot be drawn and is left out: ")
+    assert ("mine.tif" if cause == "imagery" else "no font at all") in sentence
+    assert read_record(out / "run.json").warnings[-1] == sentence
+    item = json.loads((out / "item.json").read_text())
+    assert "preview" not in item["assets"] and complaints(item) == []
 
 
 def test_an_aoi_in_two_far_places_runs_their_windows_alone(options: RunOptions, tmp_path: Path) -> None:

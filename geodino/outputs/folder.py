@@ -135,6 +135,12 @@ class OutputFolder:
             self._staged[name] = part_path(self.path / name)
         return self._staged[name]
 
+    def discard(self, name: str) -> None:
+        """Forget a staged file, half-written or not yet begun: `publish` gives nothing that name."""
+        part = self._staged.pop(name, None)
+        if part is not None:
+            _remove_with_siblings(part)
+
     def scratch(self, name: str) -> Path:
         """Where to write a file that is removed with the end of the run."""
         self._scratch.append(part_path(self.path / name))
