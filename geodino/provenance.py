@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from geodino import __version__
 from geodino.models import Model
-from geodino.outputs.cog import file_sha256
+from geodino.outputs.cog import as_tags, file_sha256
 from geodino.outputs.record import (
     AOIRecord,
     FileRecord,
@@ -26,34 +26,41 @@ from geodino.outputs.record import (
     WindowsRecord,
 )
 from geodino.plan import Plan
-from geodino.quicklook import dates
 from geodino.sources.raster import without_secrets
+from geodino.sources.scene import dates, radiometry_notes
 from geodino.stream import Tally
+from geodino.windows import Tiling
 
 _LIBRARIES = ("torch", "transformers", "rasterio", "pyproj", "odc-geo", "numpy")
 
 
-def provenance_tags(plan: Plan, model: Model, started: datetime) -> dict[str, str]:
-    """The tags of an output raster: enough to know, years later and without the record, what made it."""
-    tiling = plan.tiling
+def made_by(model: Model, tiling: Tiling, started: datetime) -> dict[str, str]:
+    """By which model heights were made, how and when: attributes of an array, which `write_cog` turns into tags."""
     return {
         "TIFFTAG_SOFTWARE": f"geodino {__version__}",
         "TIFFTAG_DATETIME": f"{started:%Y:%m:%d %H:%M:%S}",
-        "GEODINO_PIPELINE": plan.spec.name,
-        "GEODINO_MODEL": model.name,
-        "GEODINO_WEIGHTS_SHA256": model.weights_sha256,
-        "GEODINO_WEIGHTS_LICENCE": f"{model.licence.name}, {model.licence.url}",
-        "GEODINO_DEMONSTRATION": "yes: do not rely on these numbers" if model.row.demonstration else "no",
-        "GEODINO_MEAN": ", ".join(f"{value:g}" for value in model.mean),
-        "GEODINO_STD": ", ".join(f"{value:g}" for value in model.std),
-        "GEODINO_PRECISION": model.precision,
-        "GEODINO_WINDOW": f"{tiling.size} px, overlap {tiling.overlap} px, margin {tiling.margin} px",
-        "GEODINO_SCENES": ", ".join(scene.id for scene in plan.scenes[:50])
-        + (f" and {len(plan.scenes) - 50} more, see run.json" if len(plan.scenes) > 50 else ""),
-        "GEODINO_SCENE_DATES": dates(plan.scenes),
-        "GEODINO_RADIOMETRY": "; ".join(sorted({scene.radiometry.note for scene in plan.scenes})),
-        "GEODINO_RESAMPLING": plan.spec.resampling,
+        "model": model.name,
+        "weights_sha256": model.weights_sha256,
+        "weights_licence": f"{model.licence.name}, {model.licence.url}",
+        "demonstration": "yes: do not rely on these numbers" if model.row.demonstration else "no",
+        "mean": ", ".join(f"{value:g}" for value in model.mean),
+        "std": ", ".join(f"{value:g}" for value in model.std),
+        "precision": model.precision,
+        "window": f"{tiling.size} px, overlap {tiling.overlap} px, margin {tiling.margin} px",
     }
+
+
+def provenance_tags(plan: Plan, model: Model, started: datetime) -> dict[str, str]:
+    """The tags of an output raster: enough to know, years later and without the record, what made it."""
+    more = f" and {len(plan.scenes) - 50} more, see run.json" if len(plan.scenes) > 50 else ""
+    facts = made_by(model, plan.tiling, started) | {
+        "pipeline": plan.spec.name,
+        "scenes": ", ".join(scene.id for scene in plan.scenes[:50]) + more,
+        "scene_dates": dates(plan.scenes),
+        "radiometry": radiometry_notes(plan.scenes),
+        "resampling": plan.spec.resampling,
+    }
+    return as_tags(facts)
 
 
 @dataclass(frozen=True)

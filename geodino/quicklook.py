@@ -16,8 +16,9 @@ from geodino.grid import Grid, Window
 from geodino.models import Model
 from geodino.outputs.preview import Preview, render_preview
 from geodino.plan import Plan
-from geodino.sources import Mosaic, Scene
+from geodino.sources import Mosaic
 from geodino.sources.raster import GDAL_ERRORS
+from geodino.sources.scene import dates
 
 # What reading and drawing raise; matplotlib nearly anything, of a broken font or a configuration of the user's.
 PREVIEW_FAULTS = (
@@ -57,21 +58,6 @@ def draw_preview(plan: Plan, model: Model, heights: Path, path: Path) -> None:
         demonstration=model.row.demonstration,
     )
     render_preview(preview, path)
-
-
-def dates(scenes: tuple[Scene, ...]) -> str:
-    """When the scenes were taken, from first to last day: `2016-07-01`, or `2016-01-01 to 2016-12-31`.
-
-    An Item that states a span, such as the year of a NAIP flight, is not known better than that.
-    """
-    facts = [scene.facts for scene in scenes]
-    moments = [
-        moment for fact in facts for moment in (fact.start or fact.datetime, fact.end or fact.datetime) if moment
-    ]
-    if not moments:
-        return "date unknown"
-    first, last = f"{min(moments):%Y-%m-%d}", f"{max(moments):%Y-%m-%d}"
-    return first if first == last else f"{first} to {last}"
 
 
 def _caption(plan: Plan, model: Model) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import lru_cache, reduce
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,7 @@ from geodino.plan import RunOptions, area_warnings, find_imagery, places_over
 from geodino.polygons import joined, polygons
 from geodino.settings import PipelineSpec
 from geodino.sources import Mosaic, Pixels, Scene
+from geodino.sources.scene import dates, radiometry_notes
 from geodino.stitch import Column, Prediction, Spill, blend_row, finish_row
 from geodino.stream import fill_by_reflection
 from geodino.windows import Place, Tiling
@@ -122,6 +124,9 @@ def open_scene(
         coords={"band": ["red", "green", "blue"], **coords},
         attrs={
             "scenes": [scene.id for scene in found.scenes],
+            "scene_dates": dates(found.scenes),
+            "radiometry": radiometry_notes(found.scenes),
+            "resampling": _AS_SHIPPED.resampling,
             "gsd_m": gsd_m,
             "halo_px": halo_px,
             "aoi_wkt": shapely.to_wkt(geometry, rounding_precision=-1),
@@ -154,6 +159,8 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
         The scene has no georeference, is not north-up with square pixels, is not on a whole pixel of its grid, or
         lies beside its AOI; or the windows reach beyond the halo that it was opened with.
     """
+    from geodino.provenance import made_by  # Late, because it imports torch.
+
     grid, extent = _grid_of(scene)
     frame = shapely.box(*grid.bounds(extent))
     area = shapely.from_wkt(scene.attrs["aoi_wkt"]) if "aoi_wkt" in scene.attrs else frame
@@ -169,18 +176,13 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
     values = _Rows(model, run_tiling, extent, out, AOIMask(area, grid)).compute_lazily(places, image, valid)
     geobox = grid.geobox(out)
     # On each variable, because what is written or plotted is one of them.
-    provenance = {
-        "model": model.name,
-        "weights_sha256": model.weights_sha256,
-        "weights_licence": model.licence.name,
-        "scenes": ", ".join(scene.attrs.get("scenes", [])),
-    }
+    provenance = made_by(model, run_tiling, datetime.now(UTC))
+    kept = ("scene_dates", "radiometry", "resampling")
+    provenance |= {key: scene.attrs[key] for key in kept if key in scene.attrs}
+    provenance["scenes"] = ", ".join(scene.attrs.get("scenes", []))
+    dims = tuple(geobox.dimensions)
     variables = {
-        name: (
-            tuple(geobox.dimensions),
-            values[index],
-            {"units": "m", "long_name": LONG_NAMES[name]} | provenance,
-        )
+        name: (dims, values[index], {"units": "m", "long_name": LONG_NAMES[name]} | provenance)
         for index, name in enumerate(model.outputs)
     }
     return xr.Dataset(variables, coords=xr_coords(geobox), attrs=provenance)
@@ -202,7 +204,7 @@ class _Ground:
 @lru_cache(maxsize=8)
 def _opened(ground: _Ground) -> tuple[Mosaic, AOIMask]:
     """One of each a process: a mosaic keeps its files open, a mask its edges."""
-    return Mosaic(ground.scenes, ground.grid), AOIMask(ground.area, ground.grid)
+    return Mosaic(ground.scenes, ground.grid, _AS_SHIPPED.resampling), AOIMask(ground.area, ground.grid)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -164,6 +165,25 @@ def test_a_prediction_is_written_as_a_cog(scene: xr.Dataset, tiny_model: Path, t
         written = raster.read(1, masked=True).filled(np.nan)
         assert raster.crs.to_epsg() == 26910
     np.testing.assert_allclose(written, canopy.height.compute().values, atol=0.0625)
+
+
+def test_a_written_prediction_carries_the_tags_of_a_run(
+    scene: xr.Dataset, photo: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = geodino.load_model(tiny_model, precision="fp32", device="cpu")
+    mine, theirs = tmp_path / "height.tif", tmp_path / "out" / "canopy_height.tif"
+    geodino.write_cog(geodino.predict(scene, model).height, mine)
+    options = RunOptions(
+        sources=(str(photo),), model=str(tiny_model), precision="fp32", device="cpu", aoi_crs="EPSG:26910"
+    )
+    geodino.run("canopy", aoi=AOI, out=theirs.parent, options=options)
+    with rasterio.open(mine) as of_python, rasterio.open(theirs) as of_run:
+        ours, runs = of_python.tags(), of_run.tags()
+    assert re.fullmatch(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d", ours.pop("TIFFTAG_DATETIME"))
+    assert ours.pop("GEODINO_LONG_NAME") == "canopy height"
+    del runs["TIFFTAG_DATETIME"], runs["GEODINO_PIPELINE"]
+    assert ours == runs
+    assert ours["GEODINO_DEMONSTRATION"] == "no" and ours["GEODINO_SCENE_DATES"] == "date unknown"
 
 
 def test_any_georeferenced_dataset_can_be_predicted(tiny_model: Path) -> None:

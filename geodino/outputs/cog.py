@@ -150,8 +150,8 @@ def write_cog(array: xr.DataArray, path: Path | str) -> CogReceipt:
     array
         Two dimensions (y, x), numbers, with a GeoBox (`array.odc.geobox`); lazy (then computed by threads of
         this process, each task once) or not. Values are metres: they are kept to 1/8 m, and NaN becomes nodata.
-        `array.name` names the band, `attrs["units"]` its unit; the other plain attributes become tags, `model` as
-        GEODINO_MODEL.
+        `array.name` names the band, `attrs["units"]` its unit; the other plain attributes become tags: `model` as
+        GEODINO_MODEL, TIFFTAG_SOFTWARE as it is.
     path
         Replaced atomically where it exists.
 
@@ -168,14 +168,18 @@ def write_cog(array: xr.DataArray, path: Path | str) -> CogReceipt:
     extent = Window(0, 0, math.ceil(height / BLOCK) * BLOCK, math.ceil(width / BLOCK) * BLOCK)
     name = str(array.name or "canopy_height")
     plain = {key: value for key, value in array.attrs.items() if isinstance(value, str | int | float)}
-    unit = str(plain.pop("units", "m"))
-    tags = {f"GEODINO_{key.upper()}": str(value) for key, value in plain.items()}
+    profile = CogProfile(name, str(plain.pop("units", "m")), as_tags(plain))
     with scratch_file(target) as part:
         stage = StagedRaster(part, GeoBox(extent.shape, geobox.affine, geobox.crs), extent, block=BLOCK, names=[name])
         # One graph for the whole array: strip by strip, neighbours would compute what they share twice.
         da.store(da.asarray(array.data), _Sink(stage, (height, width)), lock=Lock(), scheduler="threads")
         stage.close()
-        return stage_to_cog(stage, name, target, clip=Window(0, 0, height, width), profile=CogProfile(name, unit, tags))
+        return stage_to_cog(stage, name, target, clip=Window(0, 0, height, width), profile=profile)
+
+
+def as_tags(facts: Mapping[str, str | int | float]) -> dict[str, str]:
+    """Facts as tags of a file: `model` as GEODINO_MODEL; names that are TIFF's own stay."""
+    return {key if key.startswith("TIFFTAG_") else f"GEODINO_{key.upper()}": str(fact) for key, fact in facts.items()}
 
 
 def pyramid(height: int, width: int) -> tuple[int, int]:

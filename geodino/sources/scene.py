@@ -183,6 +183,26 @@ class Scene:
         }
 
 
+def dates(scenes: Sequence[Scene]) -> str:
+    """When the scenes were taken, from first to last day: `2016-07-01`, or `2016-01-01 to 2016-12-31`.
+
+    An Item that states a span, such as the year of a NAIP flight, is not known better than that.
+    """
+    facts = [scene.facts for scene in scenes]
+    moments = [
+        moment for fact in facts for moment in (fact.start or fact.datetime, fact.end or fact.datetime) if moment
+    ]
+    if not moments:
+        return "date unknown"
+    first, last = f"{min(moments):%Y-%m-%d}", f"{max(moments):%Y-%m-%d}"
+    return first if first == last else f"{first} to {last}"
+
+
+def radiometry_notes(scenes: Sequence[Scene]) -> str:
+    """How the scenes' numbers became colours, each way once."""
+    return "; ".join(sorted({scene.radiometry.note for scene in scenes}))
+
+
 def ground_gsd(crs: CRS, transform: Affine, shape: tuple[int, int]) -> float:
     """Metres a pixel on the ground at the centre of a raster, the geometric mean of its two sides.
 
