@@ -21,7 +21,7 @@ from odc.geo.crs import CRS
 from odc.geo.xr import xr_coords
 from rio_cogeo.cogeo import cog_validate
 
-from geodino.errors import OutputError
+from geodino.errors import ConfigError, OutputError
 from geodino.grid import Grid, Window
 from geodino.outputs.cog import CogProfile, CogReceipt, stage_to_cog, write_cog
 from geodino.outputs.stage import NODATA, QUANTUM, StagedRaster
@@ -321,6 +321,28 @@ def test_an_array_in_memory_is_written_like_a_lazy_one(tmp_path: Path) -> None:
     array = lazy(forest((600, 520)), (600, 520), [])
     first, second = write_cog(array, tmp_path / "a.tif"), write_cog(array.compute(), tmp_path / "b.tif")
     assert first.sha256 == second.sha256
+
+
+def test_values_that_are_no_heights_are_kept_as_they_are_when_asked(tmp_path: Path) -> None:
+    fractions = np.random.default_rng(3).random((60, 50), np.float32) + np.float32(4_000_000)
+    fractions[:30] = np.random.default_rng(4).random((30, 50), np.float32)
+    array = lazy(fractions, (60, 50), []).rename(None)
+    array.attrs.clear()
+    receipt = write_cog(array, tmp_path / "cover.tif", quantum=None)
+    assert np.array_equal(pixels(receipt.path), fractions)
+    with rasterio.open(receipt.path) as file:
+        assert "GEODINO_QUANTUM" not in file.tags()
+        assert file.descriptions == ("cover",) and not file.units[0]
+        assert np.float32(file.tags(1)["STATISTICS_MAXIMUM"]) == fractions.max()
+    coarse = write_cog(array, tmp_path / "coarse.tif", quantum=0.5)
+    assert np.all(pixels(coarse.path) % 0.5 == 0)
+
+
+@pytest.mark.parametrize("quantum", [0.0, -1.0, np.nan, np.inf])
+def test_a_quantum_that_is_no_step_is_refused(tmp_path: Path, quantum: float) -> None:
+    with pytest.raises(ConfigError, match=f"quantum {quantum:g} must be over 0 and finite, or None"):
+        write_cog(lazy(forest((4, 4)), (4, 4), []), tmp_path / "a.tif", quantum=quantum)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_array_without_a_place_on_earth_is_refused(tmp_path: Path) -> None:

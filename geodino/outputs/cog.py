@@ -29,7 +29,7 @@ from rio_cogeo.cogeo import cog_validate
 from geodino.errors import OutputError
 from geodino.grid import Window
 from geodino.outputs.folder import require_free, scratch_file, whole_file
-from geodino.outputs.stage import GDAL_ERRORS, NODATA, StagedRaster, open_geotiff, rasterio_crs
+from geodino.outputs.stage import GDAL_ERRORS, NODATA, QUANTUM, StagedRaster, open_geotiff, rasterio_crs
 
 BLOCK = 512
 MIN_BLOCK = 128  # the least that GDAL's COG driver takes
@@ -142,21 +142,26 @@ def stage_to_cog(stage: StagedRaster, name: str, target: Path, *, clip: Window, 
     return CogReceipt(target, sha256, size_bytes, meant)
 
 
-def write_cog(array: xr.DataArray, path: Path | str) -> CogReceipt:
+def write_cog(array: xr.DataArray, path: Path | str, *, quantum: float | None = QUANTUM) -> CogReceipt:
     """Write a georeferenced array as a COG, chunk by chunk: never all of it is in memory.
 
     Parameters
     ----------
     array
         Two dimensions (y, x), numbers, with a GeoBox (`array.odc.geobox`); lazy (then computed by threads of
-        this process, each task once) or not. Values are metres: they are kept to 1/8 m, and NaN becomes nodata.
-        `array.name` names the band, `attrs["units"]` its unit; the other plain attributes become tags: `model` as
+        this process, each task once) or not. Stored as float32, NaN as nodata. `array.name` names the band, else the
+        file's name does; `attrs["units"]` is its unit, if any; the other plain attributes become tags: `model` as
         GEODINO_MODEL, TIFFTAG_SOFTWARE as it is.
     path
         Replaced atomically where it exists.
+    quantum
+        Values are rounded to a multiple of this, in their own unit: heights to 1/8 m, which takes a third of the room.
+        None keeps them as they are, such as fractions or counts.
 
     Raises
     ------
+    ConfigError
+        The quantum is not over 0.
     OutputError
         The array has no GeoBox, or the file cannot be written.
     """
@@ -166,11 +171,12 @@ def write_cog(array: xr.DataArray, path: Path | str) -> CogReceipt:
         raise OutputError(f"array {array.dims} must have two dimensions with coordinates and a CRS")
     height, width = array.shape
     extent = Window(0, 0, math.ceil(height / BLOCK) * BLOCK, math.ceil(width / BLOCK) * BLOCK)
-    name = str(array.name or "canopy_height")
+    name = str(array.name or target.stem)
     plain = {key: value for key, value in array.attrs.items() if isinstance(value, str | int | float)}
-    profile = CogProfile(name, str(plain.pop("units", "m")), as_tags(plain))
+    profile = CogProfile(name, str(plain.pop("units", "")), as_tags(plain))
     with scratch_file(target) as part:
-        stage = StagedRaster(part, GeoBox(extent.shape, geobox.affine, geobox.crs), extent, block=BLOCK, names=[name])
+        whole = GeoBox(extent.shape, geobox.affine, geobox.crs)
+        stage = StagedRaster(part, whole, extent, block=BLOCK, names=[name], quantum=quantum)
         # One graph for the whole array: strip by strip, neighbours would compute what they share twice.
         da.store(da.asarray(array.data), _Sink(stage, (height, width)), lock=Lock(), scheduler="threads")
         stage.close()
@@ -262,7 +268,8 @@ def _virtual_raster(stage: StagedRaster, band: int, clip: Window, profile: CogPr
     """GDAL's description of the clipped band, with all that the COG is to say; it reads the stage block by block."""
     rows, cols = clip.slices_in(stage.extent)
     geobox = stage.geobox[rows, cols]
-    tags = {"AREA_OR_POINT": "Area", "GEODINO_QUANTUM": f"{stage.quantum:g}", **profile.tags}
+    steps = {} if stage.quantum is None else {"GEODINO_QUANTUM": f"{stage.quantum:g}"}
+    tags = {"AREA_OR_POINT": "Area", **steps, **profile.tags}
     size = f'xSize="{clip.width}" ySize="{clip.height}"'
     return f"""<VRTDataset rasterXSize="{clip.width}" rasterYSize="{clip.height}">
 <SRS>{escape(rasterio_crs(geobox).to_wkt())}</SRS>
@@ -289,12 +296,15 @@ def _metadata(entries: Mapping[str, str]) -> str:
 
 
 def _statistics(census: Census) -> dict[str, str]:
-    """GDAL's names; from our own pass, because STATISTICS=YES would read everything once more."""
+    """GDAL's names; from our own pass, because STATISTICS=YES would read everything once more.
+
+    Nine digits give a float32 back.
+    """
     if not census.valid:
         return {}
     return {
-        "STATISTICS_MINIMUM": f"{census.minimum:g}",
-        "STATISTICS_MAXIMUM": f"{census.maximum:g}",
+        "STATISTICS_MINIMUM": f"{census.minimum:.9g}",
+        "STATISTICS_MAXIMUM": f"{census.maximum:.9g}",
         "STATISTICS_MEAN": f"{census.mean:.6f}",
         "STATISTICS_STDDEV": f"{census.stddev:.6f}",
         "STATISTICS_VALID_PERCENT": f"{census.valid_percent:.4g}",

@@ -7,6 +7,7 @@ float32 with DEFLATE from 53 to 17 MB; rounding to 0.1 m, which is not a short b
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window as RasterioWindow
 
-from geodino.errors import OutputError
+from geodino.errors import ConfigError, OutputError
 from geodino.grid import Grid, Window
 
 NODATA = -9999.0
@@ -37,12 +38,21 @@ class StagedRaster:
     """
 
     def __init__(
-        self, path: Path, geobox: GeoBox, extent: Window, *, block: int, names: Sequence[str], quantum: float = QUANTUM
+        self,
+        path: Path,
+        geobox: GeoBox,
+        extent: Window,
+        *,
+        block: int,
+        names: Sequence[str],
+        quantum: float | None = QUANTUM,
     ) -> None:
         if block <= 0 or block % 16:
             raise ValueError(f"block {block} px must be a positive multiple of 16")
         if extent.height % block or extent.width % block or extent.empty:
             raise ValueError(f"extent {extent.shape} px must be a multiple of the block of {block} px")
+        if quantum is not None and not 0 < quantum < math.inf:
+            raise ConfigError(f"quantum {quantum:g} must be over 0 and finite, or None to keep values as they are")
         self.path, self.geobox, self.extent, self.block, self.quantum = path, geobox, extent, block, quantum
         self.names = tuple(names)
         self._checksums: dict[Window, int] = {}
@@ -50,7 +60,14 @@ class StagedRaster:
 
     @classmethod
     def create(
-        cls, path: Path, grid: Grid, extent: Window, *, block: int, names: Sequence[str], quantum: float = QUANTUM
+        cls,
+        path: Path,
+        grid: Grid,
+        extent: Window,
+        *,
+        block: int,
+        names: Sequence[str],
+        quantum: float | None = QUANTUM,
     ) -> StagedRaster:
         """An empty raster over `extent`, all nodata.
 
@@ -65,10 +82,12 @@ class StagedRaster:
         names
             One a band.
         quantum
-            Values are rounded to a multiple of this; a power of two compresses best.
+            Values are rounded to a multiple of this; a power of two compresses best. None: they are not.
 
         Raises
         ------
+        ConfigError
+            The quantum is no step.
         OutputError
             The file cannot be made.
         """
@@ -91,7 +110,7 @@ class StagedRaster:
             raise ValueError(f"{cell} was written before")
         if np.isinf(values).any():
             raise OutputError(f"infinite values at {cell}: the model did not give heights there")
-        rounded = np.round(values / self.quantum) * self.quantum
+        rounded = values if self.quantum is None else np.round(values / self.quantum) * self.quantum
         # Adding zero turns -0.0 into 0.0.
         stored = np.where(np.isnan(rounded), np.float32(NODATA), rounded + 0.0).astype(np.float32)
         try:
