@@ -93,7 +93,7 @@ def run(
         plan = replace(plan, warnings=(*plan.warnings, *left_out))
         tally.write_s += time.perf_counter() - written
         record = make_record(Finished(plan, model, name, tally, outputs, started, time.perf_counter() - began))
-        write_item(build_item(record), folder.staging("item.json"))
+        write_item(build_item(record, folder.path), folder.staging("item.json"))
         record = replace(record, outputs=(*outputs, file_record(folder.staging("item.json"), "item.json")))
         record.write(folder.staging("run.json"))
         folder.publish()

@@ -93,7 +93,7 @@ RECORD = RunRecord(
 
 def plain(record: RunRecord, folder: Path) -> dict[str, Any]:
     """The Item as a reader gets it from the file."""
-    write_item(build_item(record), folder / "item.json")
+    write_item(build_item(record, folder), folder / "item.json")
     item: dict[str, Any] = json.loads((folder / "item.json").read_text(encoding="utf-8"))
     return item
 
@@ -212,6 +212,28 @@ def test_an_item_names_its_scenes_model_and_licence(tmp_path: Path) -> None:
     assert item["assets"]["model"]["href"] == RECORD.model.href
 
 
+def test_local_scenes_are_named_relative_to_the_item_and_remote_ones_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, away = tmp_path / "maps" / "out", "/nowhere-near/b.json"
+    (tmp_path / "disk" / "maps").mkdir(parents=True)
+    out.parent.symlink_to(tmp_path / "disk" / "maps")
+    out.mkdir()
+    items = {
+        "https://example.org/items/a.json?...": "https://example.org/items/a.json?...",
+        "s3://bucket/a.json": "s3://bucket/a.json",
+        str(tmp_path / "imagery" / "a b.json"): "../../../imagery/a b.json",
+        (out / "c.json").as_uri(): "./c.json",
+        "imagery/d.json": "../../../imagery/d.json",
+        away: away,
+    }
+    monkeypatch.chdir(tmp_path)
+    item = plain(replace(RECORD, scenes=tuple({"id": at, "item": at} for at in items)), out)
+    hrefs = {link["title"]: link["href"] for link in item["links"] if link["rel"] == "derived_from"}
+    assert hrefs == items
+    assert complaints(item) == []
+
+
 @pytest.mark.parametrize(
     ("reference", "saved_by"),
     [
@@ -242,8 +264,8 @@ def test_assets_lie_beside_the_item_with_their_checksums(tmp_path: Path) -> None
     assert assets["canopy_height_spread"]["bands"][0]["statistics"] == {"valid_percent": 0}
 
 
-def test_a_name_from_outside_cannot_leave_the_folder() -> None:
-    item = build_item(replace(RECORD, pipeline={"name": "../../etc/passwd"}))
+def test_a_name_from_outside_cannot_leave_the_folder(tmp_path: Path) -> None:
+    item = build_item(replace(RECORD, pipeline={"name": "../../etc/passwd"}), tmp_path)
     assert "/" not in item.id
 
 

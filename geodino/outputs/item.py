@@ -15,10 +15,12 @@ from pathlib import Path
 import pystac
 from odc.geo.crs import CRS
 from pydantic import JsonValue
+from pystac.utils import make_relative_href
 
 from geodino.grid import Grid, Window
 from geodino.outputs.record import FileRecord, RunRecord
 from geodino.outputs.stage import NODATA
+from geodino.sources.raster import is_remote, local_path
 
 EXTENSIONS = [
     f"https://stac-extensions.github.io/{name}/schema.json"
@@ -39,7 +41,7 @@ SHA2_256 = "1220"  # multihash: the function 0x12, and 0x20 bytes of digest
 _RGB: list[JsonValue] = ["red", "green", "blue"]
 
 
-def build_item(record: RunRecord) -> pystac.Item:
+def build_item(record: RunRecord, folder: Path) -> pystac.Item:
     """The Item of a run, from its record; assets lie beside it.
 
     Parameters
@@ -47,6 +49,8 @@ def build_item(record: RunRecord) -> pystac.Item:
     record
         Its `outputs` are those that exist so far. The Item names `run.json` without a checksum, because that file
         is written after it.
+    folder
+        Where the Item will lie.
 
     Returns
     -------
@@ -75,7 +79,8 @@ def build_item(record: RunRecord) -> pystac.Item:
         item.add_link(pystac.Link("license", record.model.licence_url, title=licence))
     for scene in record.scenes:
         if isinstance(href := scene.get("item"), str):
-            item.add_link(pystac.Link("derived_from", href, "application/geo+json", str(scene["id"])))
+            at = _href_from(folder, href)
+            item.add_link(pystac.Link("derived_from", at, "application/geo+json", str(scene["id"])))
     return item
 
 
@@ -86,6 +91,20 @@ def write_item(item: pystac.Item, path: Path) -> None:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _href_from(folder: Path, href: str) -> str:
+    """A local Item relative to the folder, so that both may be moved together and tell of no home folder.
+
+    URLs stay, and so do paths that share nothing but the root: they would not move together.
+    """
+    if is_remote(href):
+        return href
+    path, folder = local_path(href).resolve(), folder.resolve()
+    if os.path.commonpath([path, folder]) == path.anchor:
+        return str(path)
+    relative: str = make_relative_href(str(path), str(folder), start_is_dir=True)
+    return relative
 
 
 def _identifier(record: RunRecord) -> str:
