@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geodino import __version__
+from geodino.cli_train import train
 from geodino.errors import GeodinoError, OutputError
 
 if TYPE_CHECKING:
@@ -150,6 +151,9 @@ def doctor(as_json: bool) -> None:
 
     findings = examine()
     click.echo(json.dumps(findings.as_dict(), indent=2) if as_json else findings.as_text())
+
+
+cli.add_command(train)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ LAYERS = [
     {"geodino.training", "geodino.evaluation"},
     {"geodino.plan", "geodino.estimate", "geodino.quicklook", "geodino.provenance"},
     {"geodino.pipeline", "geodino.xarrays", "geodino.report", "geodino.doctor"},
+    {"geodino.cli_train", "geodino.cli_evaluate"},
     {"geodino.cli"},
 ]
 TORCH_ROOMS = ("geodino.models", "geodino.training", "geodino.provenance", "geodino.doctor")

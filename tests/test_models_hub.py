@@ -234,7 +234,7 @@ def test_facts_are_refused_for_what_cannot_be_run(hub: str, tmp_path: Path) -> N
     name, hub_id, backbone, gone, nano = ask(FACTS, tmp_path, HF_ENDPOINT=hub).splitlines()
     assert name.startswith(f"False {CHMV2} is gated and no Hugging Face token was found; accept the licence at")
     assert hub_id == name
-    assert backbone.startswith("False sat-vitl16 is a backbone without a canopy head")
+    assert backbone.startswith("False sat-vitl16 is a backbone without a head")
     assert gone.startswith("False gone/model is not on the Hugging Face Hub")
     assert nano == "True nano"
 

@@ -113,7 +113,7 @@ def test_infinite_heights_are_refused() -> None:
     network = canopy_network()
     with torch.no_grad():
         network.head.conv_depth.head[-1].bias[3] = torch.inf
-    with pytest.raises(ModelError, match="nano gave NaN or infinite heights on cpu in fp32"):
+    with pytest.raises(ModelError, match="nano gave NaN or infinite canopy values on cpu in fp32"):
         loaded(network).predict(chips(1))
 
 

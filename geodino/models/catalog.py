@@ -13,7 +13,7 @@ from geodino.errors import ModelError
 from geodino.shipped import nearest
 from geodino.windows import Tiling
 
-Family = Literal["vit", "convnext", "chmv2"]
+Family = Literal["vit", "convnext", "chmv2", "headed"]
 
 
 @dataclass(frozen=True)

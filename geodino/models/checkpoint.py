@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
+    CHMv2Config,
     CHMv2ForDepthEstimation,
     DINOv3ConvNextConfig,
     DINOv3ConvNextModel,
@@ -24,14 +25,21 @@ from transformers.utils import logging as transformers_logging
 from geodino.errors import ModelError
 from geodino.models.catalog import ConvNeXtShape, Family, Licence, ModelRow, ViTShape, rows
 from geodino.models.files import check_safetensors, read_json, weight_files
+from geodino.models.network import MODEL_TYPE, HeadedConfig, HeadedNetwork
 from geodino.windows import PATCH, SIDE_MULTIPLE, Tiling
 
 # `model_type` in config.json -> family -> the class that holds its weights.
-FAMILIES: dict[str, Family] = {"chmv2": "chmv2", "dinov3_vit": "vit", "dinov3_convnext": "convnext"}
+FAMILIES: dict[str, Family] = {
+    "chmv2": "chmv2",
+    "dinov3_vit": "vit",
+    "dinov3_convnext": "convnext",
+    MODEL_TYPE: "headed",
+}
 NETWORKS: dict[Family, type[PreTrainedModel]] = {
     "chmv2": CHMv2ForDepthEstimation,
     "vit": DINOv3ViTModel,
     "convnext": DINOv3ConvNextModel,
+    "headed": HeadedNetwork,
 }
 
 # What transformers raises where a value in config.json is of the wrong type, or makes no network.
@@ -46,6 +54,8 @@ _NONSENSE = (
 )
 
 _NAMED_KEYS = 5
+
+CANOPY = ("height", "spread")
 
 
 def load_network(folder: Path, *, bf16: bool = False) -> PreTrainedModel:
@@ -134,7 +144,7 @@ def row_of_folder(folder: Path) -> ModelRow:
         std,
         _tiling(config),
         Licence("as stated by its makers", ""),
-        heads=("height", "spread") if family == "chmv2" else (),
+        heads=_heads(config),
     )
     for row in rows():
         if (row.family, row.shape, row.mean, row.std) == (family, shape, mean, std):
@@ -267,6 +277,13 @@ def _shape(config: PreTrainedConfig) -> ViTShape | ConvNeXtShape:
         vit.use_gated_mlp,
         vit.query_bias,
     )
+
+
+def _heads(config: PreTrainedConfig) -> tuple[str, ...]:
+    """What a network says of the ground: "height" and "spread", "trees", "segment", "classify"."""
+    if isinstance(config, HeadedConfig):
+        return tuple(name for task in config.heads for name in (CANOPY if task == "canopy" else (task,)))
+    return CANOPY if isinstance(config, CHMv2Config) else ()
 
 
 def _tiling(config: PreTrainedConfig) -> Tiling:

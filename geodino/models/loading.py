@@ -57,9 +57,14 @@ class Weights:
 
 
 def load_model(
-    name_or_path: str | Path, *, precision: str = "auto", device: str = "auto", batch_size: int | None = None
+    name_or_path: str | Path,
+    *,
+    precision: str = "auto",
+    device: str = "auto",
+    batch_size: int | None = None,
+    head: str = "height",
 ) -> Model:
-    """A canopy model, ready to predict.
+    """A model, ready to predict.
 
     Parameters
     ----------
@@ -74,12 +79,15 @@ def load_model(
     batch_size
         Windows predicted at once; None for what suits the device. Halved when memory runs out.
 
+    head
+        What it must be able to say: "height", "trees", "segment" or "classify".
+
     Raises
     ------
     ModelError
-        If there is no such model, its weights are out of reach or refused, or it has no canopy head.
+        If there is no such model, its weights are out of reach or refused, or it has no such head.
     """
-    facts_of(name_or_path)  # refuses a backbone before its gigabytes are downloaded
+    facts_of(name_or_path, head)  # refuses a backbone before its gigabytes are downloaded
     weights = find_weights(name_or_path)
     where = choose_device(device)
     how = choose_precision(precision, where)
@@ -96,9 +104,9 @@ def load_model(
 def load_backbone(name_or_path: str | Path, *, precision: str = "auto", device: str = "auto") -> Backbone:
     """A frozen backbone for heads of your own; arguments and errors as for `load_model`."""
     described = _describe(_resolve(name_or_path))
-    if described.family == "chmv2":
+    if described.heads:
         raise ModelError(
-            f"{described.name} is a canopy model: for its features load sat-vitl16, the backbone it stands on"
+            f"{described.name} is a model with heads: for its features load sat-vitl16, the backbone it stands on"
         )
     weights = find_weights(name_or_path)
     where = choose_device(device)
@@ -106,23 +114,24 @@ def load_backbone(name_or_path: str | Path, *, precision: str = "auto", device: 
     return Backbone(weights.load(how), weights.row, weights_sha256=weights.sha256(), precision=how, device=where)
 
 
-def facts_of(name_or_path: str | Path) -> ModelRow:
-    """The facts of a canopy model, before anything large is downloaded or read.
+def facts_of(name_or_path: str | Path, head: str = "height") -> ModelRow:
+    """The facts of a model that has a head, before anything large is downloaded or read.
 
     Asks the catalog or the folder; for a model of the Hub that is not here, also the Hub, for a few small files.
 
     Raises
     ------
     ModelError
-        If there is no such model, it has no canopy head, or its weights are neither here nor to be downloaded; with
+        If there is no such model, it has no such head, or its weights are neither here nor to be downloaded; with
         the next command to type.
     """
     reference = _resolve(name_or_path)
     facts = _describe(reference)
-    if facts.family != "chmv2":
+    if head not in facts.heads:
+        has = f"has only {', '.join(facts.heads)}" if facts.heads else "is a backbone without a head"
+        what = "canopy" if head == "height" else head
         raise ModelError(
-            f"{facts.name} is a backbone without a canopy head, and this version cannot train one on it: "
-            "use chmv2 or nano"
+            f"{facts.name} {has}, and {what} is asked of it: use {_with_head(head)}, or `geodino train {what}`"
         )
     match reference:
         case ModelRow() as known:
@@ -132,6 +141,11 @@ def facts_of(name_or_path: str | Path) -> ModelRow:
         case Path() as folder:
             weight_files(folder)
     return facts
+
+
+def _with_head(head: str) -> str:
+    """The models of the catalog that have a head."""
+    return " or ".join(known.name for known in rows() if head in known.heads) or "a folder that geodino trained"
 
 
 def is_at_hand(name_or_path: str | Path) -> bool:

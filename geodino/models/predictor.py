@@ -1,18 +1,20 @@
-"""A loaded canopy model: chips in, height and spread in metres out, on whatever device and batch fit."""
+"""A loaded model: chips in, height and spread in metres or trees out, on whatever device and batch fit."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import CHMv2ForDepthEstimation
+from transformers import PreTrainedModel
 
 from geodino.errors import ModelError
 from geodino.models.canopy import canopy_forward
 from geodino.models.catalog import Licence, ModelRow
+from geodino.models.network import HeadedNetwork, as_maps
 from geodino.models.precision import Precision, autocast, normalise, prepare
 from geodino.windows import PATCH, SIDE_MULTIPLE, Tiling
 
@@ -27,10 +29,12 @@ _GPU_MOST = 32
 
 
 class Model:
-    """A canopy model, ready to predict.
+    """A model, ready to predict.
 
     Attributes
     ----------
+    tasks
+        What it has heads for: canopy, trees, segment, classify.
     row
         Its facts: licence, GSD, citation.
     precision
@@ -43,7 +47,7 @@ class Model:
 
     def __init__(
         self,
-        network: CHMv2ForDepthEstimation,
+        network: PreTrainedModel,
         row: ModelRow,
         *,
         weights_sha256: str,
@@ -59,7 +63,12 @@ class Model:
         self.precision = precision
         self._batch_size = batch_size
         self._network = prepare(network, self.precision, self.device)
-        self._network.head.to(memory_format=torch.channels_last)
+        self.tasks: tuple[str, ...] = ("canopy",)
+        if isinstance(network, HeadedNetwork):
+            self.tasks = tuple(network.config.heads)
+            network.to(memory_format=torch.channels_last)
+        else:
+            self._network.head.to(memory_format=torch.channels_last)
 
     @property
     def name(self) -> str:
@@ -105,6 +114,33 @@ class Model:
         ModelError
             If a single window does not fit in memory, or the model gives NaN or infinite heights.
         """
+        if not len(images):
+            return np.empty((0, len(self.outputs), *images.shape[2:]), np.float32)
+        return self.maps(images, ("canopy",))["canopy"]
+
+    def maps(
+        self, images: npt.NDArray[np.float32], tasks: Sequence[str] | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """What several heads say, in one pass; arguments and errors as for `predict`.
+
+        Parameters
+        ----------
+        tasks
+            Of `tasks`; all of them if None.
+
+        Returns
+        -------
+        dict
+            canopy
+                (B, 2, S, S), height and spread, metres.
+            trees
+                (B, 4, S / 2, S / 2): heat in 0..1, trees a cell, and the tree's place right and down from the cell's
+                centre, cells.
+            segment
+                (B, classes, S, S), probabilities.
+            classify
+                (B, classes), probabilities.
+        """
         if (
             images.ndim != 4
             or images.shape[1] != 3
@@ -114,32 +150,42 @@ class Model:
             raise ModelError(
                 f"images of shape {images.shape} must be (B, 3, S, S) with S a multiple of {SIDE_MULTIPLE}"
             )
+        asked = self.tasks if tasks is None else tuple(tasks)
+        unknown = [task for task in asked if task not in self.tasks]
+        if unknown:
+            raise ModelError(f"{self.name} has no head for {', '.join(unknown)}: it has {', '.join(self.tasks)}")
         side = images.shape[-1]
-        found = np.empty((len(images), len(self.outputs), *images.shape[2:]), np.float32)
+        found: dict[str, list[npt.NDArray[np.float32]]] = {task: [] for task in asked}
         start = 0
         while start < len(images):
             batch = images[start : start + self.batch_size(side)]
             try:
-                found[start : start + len(batch)] = self._predict_batch(batch)
+                parts = self._maps_of_batch(batch, asked)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
                 self._halve_batch(len(batch), side, error)
                 continue
+            for task, values in parts.items():
+                if not np.isfinite(values).all():
+                    raise ModelError(
+                        f"{self.name} gave NaN or infinite {task} values on {self.device} in {self.precision}: "
+                        "check its weights, or try --precision fp32"
+                    )
+                found[task].append(values)
             start += len(batch)
-        if not np.isfinite(found).all():
-            raise ModelError(
-                f"{self.name} gave NaN or infinite heights on {self.device} in {self.precision}: "
-                "check its weights, or try --precision fp32"
-            )
-        return found
+        return {task: values[0] if len(values) == 1 else np.concatenate(values) for task, values in found.items()}
 
-    def _predict_batch(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _maps_of_batch(
+        self, batch: npt.NDArray[np.float32], tasks: Sequence[str]
+    ) -> dict[str, npt.NDArray[np.float32]]:
         with torch.inference_mode(), autocast(self.device, self.precision):
             pixels = normalise(torch.from_numpy(batch).to(self.device), self.row)
-            stacked = torch.stack(canopy_forward(self._network, pixels), dim=1)
-        predicted: npt.NDArray[np.float32] = stacked.cpu().numpy()
-        return predicted
+            if isinstance(self._network, HeadedNetwork):
+                found = as_maps(self._network(pixels, tasks), tuple(batch.shape[2:]))
+            else:
+                found = {"canopy": torch.stack(canopy_forward(self._network, pixels), dim=1)}
+        return {task: values.float().cpu().numpy() for task, values in found.items()}
 
     def _halve_batch(self, tried: int, side: int, error: RuntimeError) -> None:
         if tried == 1:

@@ -1,12 +1,11 @@
-"""Label rasters, canopy height models and class maps, on the pixels of a chip."""
+"""Label rasters as they lie in their files, and how one band comes onto the pixels of a chip."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,54 +14,47 @@ import shapely
 from affine import Affine
 from odc.geo.crs import CRS
 from pyproj import CRS as ProjCRS
-from rasterio.enums import Resampling
 from rasterio.transform import array_bounds
-from rasterio.warp import reproject
 from rasterio.windows import Window as RasterWindow
+from scipy.ndimage import map_coordinates
 
 from geodino.errors import InputError, SourceError
 from geodino.grid import Window
-from geodino.polygons import WGS84, densified, projected
+from geodino.polygons import densified
 from geodino.sources.raster import open_raster, read_errors
-from geodino.sources.scene import ground_gsd, horizontal_crs, through
-from geodino.training.labels import Burnt, Doubles
-from geodino.training.pairing import Cut, Frame, tiled
+from geodino.sources.scene import ground_gsd, horizontal_crs
+from geodino.training.pairing import Cut, Frame, moved
 
-Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-# The tallest tree known has 116 m; lidar puts some ground a little under the ground.
-LOWEST_M, HIGHEST_M = -5.0, 120.0
 # A raster's pixels are a chip's own where no corner is off by more, px.
 _ON_PIXELS = 1e-2
-# Rasters within this of the chip's GSD are neither finer nor coarser.
-_SAME_GSD = 0.01
-_FEET = ("ft", "foot", "feet", "us survey foot", "international foot")
+# A raster whose pixels are so much smaller than a chip's is finer.
+_FINER = 1.01
+# Up to this many pixels a side in one of the chip, sample points lie twice as dense, for pixels that are cut in two.
+_FEW = 4
 _ROWS = 512
+_FEET = ("ft", "ftus", "us-ft")
 
 
 @dataclass(frozen=True)
 class LabelRaster:
-    """One band of labels as it lies in its file."""
+    """One band of labels as it lies in its file; true value = stored value * scale + offset."""
 
     path: str
     crs: CRS
     transform: Affine
     shape: tuple[int, int]
-    gsd: float
+    dtype: str
     scale: float
     offset: float
-    nodata: float | None
-
-    @cached_property
-    def outline(self) -> shapely.Geometry:
-        bounds = array_bounds(*self.shape, self.transform)
-        return shapely.box(*bounds)
 
     def outline_in(self, crs: CRS | ProjCRS) -> shapely.Geometry:
-        """The outline in another CRS; empty where that cannot hold it."""
-        source, target = ProjCRS.from_user_input(str(self.crs)), ProjCRS.from_user_input(str(crs))
-        (outline,) = projected(densified(np.array([self.outline]), source), source, target)
+        """The outline of the pixels in another CRS; empty where that cannot hold it."""
+        box = np.array([shapely.box(*array_bounds(*self.shape, self.transform))])
+        (edged,) = densified(box, ProjCRS.from_user_input(str(self.crs)))
+        outline = shapely.transform(edged, lambda xy: moved(xy, self.crs, crs))
         return outline if np.isfinite(shapely.get_coordinates(outline)).all() else shapely.Polygon()
 
 
@@ -80,195 +72,134 @@ def describe_raster(path: str) -> LabelRaster:
         if raster.count != 1:
             raise InputError(f"labels {path} have {raster.count} bands; give a raster of one band, or is this imagery?")
         if raster.crs is None or raster.transform.is_identity:
-            raise InputError(f"labels {path} have no CRS or geotransform; set it: gdal_edit.py -a_srs EPSG:...")
+            raise InputError(f"labels {path} have no CRS or geotransform; set it: gdal_edit.py -a_srs EPSG:... {path}")
         _refuse_feet(path, raster)
         try:
             crs = horizontal_crs(raster.crs.to_wkt())
-            gsd = ground_gsd(crs, raster.transform, raster.shape)
+            ground_gsd(crs, raster.transform, raster.shape)
         except SourceError as error:
             raise InputError(f"labels {path}: {error}") from error
-        return LabelRaster(
-            path, crs, raster.transform, raster.shape, gsd, raster.scales[0], raster.offsets[0], raster.nodata
-        )
+        (dtype,) = raster.dtypes
+        return LabelRaster(path, crs, raster.transform, raster.shape, dtype, raster.scales[0], raster.offsets[0])
 
 
 def _refuse_feet(path: str, raster: rasterio.DatasetReader) -> None:
+    """Refuse a unit of feet, in GDAL's field, a tag, or the vertical part of the CRS."""
     tags = {**raster.tags(), **raster.tags(1)}
     said = [raster.units[0], *(value for key, value in tags.items() if key.lower() in ("unit", "units", "unittype"))]
     crs = ProjCRS.from_wkt(raster.crs.to_wkt())
     if crs.is_compound:
         said += [axis.unit_name for axis in crs.sub_crs_list[1].axis_info]
     for unit in said:
-        if unit and (unit.strip().lower() in _FEET or "foot" in unit.lower() or "feet" in unit.lower()):
-            raise InputError(f"labels {path} are in {unit.strip()}; multiply by 0.3048 and write metres")
+        word = (unit or "").strip().lower()
+        if word in _FEET or "foot" in word or "feet" in word:
+            raise InputError(f"labels {path} are in {word}; multiply by 0.3048 and write metres")
 
 
-@dataclass(frozen=True, eq=False)
-class HeightLayer:
-    """Canopy height models; where several cover a pixel, the first that knows it counts."""
-
-    rasters: tuple[LabelRaster, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.rasters)
-
-    def names(self) -> frozenset[str]:
-        return frozenset()
-
-    def bound(self, known: Mapping[str, str]) -> tuple[HeightLayer, int]:
-        return self, 0
-
-    def boxes(self) -> Doubles:
-        return boxes_of(self.rasters)
-
-    def windows(self, frame: Frame, size: int) -> tuple[Window, ...]:
-        return windows_over(self.rasters, frame, size)
-
-    def burn(self, cut: Cut) -> Burnt | None:
-        """Heights in metres; what lies up to 5 m under the ground is ground.
-
-        Raises
-        ------
-        InputError
-            Heights that cannot be metres, with their number in the whole raster.
-        """
-        heights = np.full(cut.window.shape, np.nan, np.float32)
-        used = []
-        for number, raster in enumerate(self.rasters):
-            values, known = onto_chip(raster, cut)
-            take = known & np.isnan(heights)
-            heights[take] = np.maximum(values[take], 0)
-            if take.any():
-                used.append(number)
-        labelled = np.isfinite(heights)
-        return Burnt({"labelled": labelled, "heights": heights}, np.array(used, np.int64)) if used else None
-
-
-def boxes_of(rasters: Sequence[LabelRaster]) -> Doubles:
-    """(M, 4) west, south, east, north of rasters, WGS84 degrees."""
-    return np.array([raster.outline_in(WGS84).bounds for raster in rasters])
-
-
-def windows_over(rasters: Sequence[LabelRaster], frame: Frame, size: int) -> tuple[Window, ...]:
-    """The chips of a scene over the rectangle around all rasters that meet it."""
-    outlines = [raster.outline_in(frame.crs) for raster in rasters]
-    met = shapely.intersection(outlines, shapely.box(*frame.bounds(frame.extent)))
-    bounds = shapely.total_bounds(met[shapely.area(met) > 0])
-    if not np.isfinite(bounds).all():
-        return ()
-    return tiled(frame.window_over(tuple(bounds.tolist())), frame.extent, size)
-
-
-def onto_chip(raster: LabelRaster, cut: Cut) -> tuple[Floats, Bools]:
-    """A raster's heights on a chip, metres, and where they are known; nodata never mixes in.
-
-    The raster's own values where it lies on the chip's pixels; else the average of those in a pixel where it is finer
-    and bilinear where it is coarser. A pixel is known where at least half of its weight is.
-
-    Raises
-    ------
-    InputError
-        Heights that cannot be metres.
-    """
-    target = cut.frame.transform_of(cut.window)
-    shift = _same_pixels(raster, cut.frame, target)
-    if shift is not None:
-        return _read(raster, Window(*shift, *cut.window.shape))
-    source = _window_under(raster, cut)
-    if source.empty:
-        return np.zeros(cut.window.shape, np.float32), np.zeros(cut.window.shape, bool)
-    values, known = _read(raster, source)
-    method = Resampling.average if raster.gsd < cut.frame.grid.gsd * (1 - _SAME_GSD) else Resampling.bilinear
-    values[~known] = np.nan
-    heights = np.full(cut.window.shape, np.nan, np.float32)
-    weight = np.zeros(cut.window.shape, np.float32)
-    t, (x, y) = raster.transform, through(raster.transform, source.col, source.row)
-    corner = Affine(t.a, t.b, x, t.d, t.e, y)
-    placed = {
-        "src_transform": corner, "src_crs": str(raster.crs), "dst_transform": target, "dst_crs": str(cut.frame.crs),
-        "resampling": method,
-    }  # fmt: skip
-    reproject(values, heights, src_nodata=math.nan, dst_nodata=math.nan, init_dest_nodata=True, **placed)
-    reproject(known.astype(np.float32), weight, **placed)
-    return heights, (weight >= 0.5) & np.isfinite(heights)
-
-
-def _same_pixels(raster: LabelRaster, frame: Frame, target: Affine) -> tuple[int, int] | None:
-    """The (row, col) of a chip's corner in a raster that lies on its pixels, else None."""
-    t = raster.transform
-    if raster.crs != frame.crs or t.b or t.d or not t.a or not t.e:
+def same_pixels(raster: LabelRaster, frame: Frame, window: Window) -> Window | None:
+    """The window of a raster that is a chip's window where it lies on the frame's pixels, else None."""
+    t, target = raster.transform, frame.transform_of(window)
+    if raster.crs != frame.crs or t.b or t.d:
         return None
-    side = max(raster.shape)
-    if max(abs(t.a / target.a - 1), abs(t.e / target.e - 1)) * side > _ON_PIXELS:
+    if max(abs(t.a / target.a - 1), abs(t.e / target.e - 1)) * max(raster.shape) > _ON_PIXELS:
         return None
     col, row = (target.c - t.c) / t.a, (target.f - t.f) / t.e
     if max(abs(col - round(col)), abs(row - round(row))) > _ON_PIXELS:
         return None
-    return round(row), round(col)
+    return Window(round(row), round(col), *window.shape)
 
 
-def _window_under(raster: LabelRaster, cut: Cut) -> Window:
-    """The raster's pixels under a chip and a few around, for the kernel."""
-    source, target = ProjCRS.from_user_input(str(cut.frame.crs)), ProjCRS.from_user_input(str(raster.crs))
-    chip = shapely.segmentize(shapely.box(*cut.frame.bounds(cut.window)), 20 * cut.frame.grid.gsd)
-    (there,) = projected(np.array([chip]), source, target)
-    xy = shapely.get_coordinates(there)
-    if not np.isfinite(xy).all():
+def spots_in(raster: LabelRaster, cut: Cut) -> Doubles:
+    """(2, S, S) fractional row and col in the raster of each pixel centre of a chip; not finite where PROJ cannot."""
+    t, (height, width) = cut.frame.transform_of(cut.window), cut.window.shape
+    x = t.c + (np.arange(width) + 0.5) * t.a
+    y = t.f + (np.arange(height) + 0.5) * t.e
+    xy = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    there = moved(xy, cut.frame.crs, raster.crs)
+    back = ~raster.transform
+    rows = back.d * there[:, 0] + back.e * there[:, 1] + back.f
+    cols = back.a * there[:, 0] + back.b * there[:, 1] + back.c
+    return np.stack([rows, cols]).reshape(2, height, width)
+
+
+def window_under(raster: LabelRaster, spots: Doubles) -> Window:
+    """The raster's pixels under a chip's, and some around for the edges of the outermost; may be empty."""
+    finite = np.isfinite(spots).all(axis=0)
+    if not finite.any():
         return Window(0, 0, 0, 0)
-    cols, rows = np.array([through(~raster.transform, x, y) for x, y in xy.tolist()]).T
-    row, col = math.floor(rows.min()) - 3, math.floor(cols.min()) - 3
-    found = Window(row, col, math.ceil(rows.max()) + 3 - row, math.ceil(cols.max()) + 3 - col)
-    return found.intersection(Window(0, 0, *raster.shape))
+    (low_row, low_col), (row, col) = (np.array([edge(axis[finite]) for axis in spots]) for edge in (np.min, np.max))
+    reach = math.ceil(side_of(spots)) + 1
+    first = Window(math.floor(low_row), math.floor(low_col), math.ceil(row - low_row), math.ceil(col - low_col))
+    return first.padded(reach).intersection(Window(0, 0, *raster.shape))
 
 
-def _read(raster: LabelRaster, window: Window) -> tuple[Floats, Bools]:
-    """Heights of a window, which may reach beyond the raster, and where they are known."""
-    values = np.zeros(window.shape, np.float32)
+def side_of(spots: Doubles) -> float:
+    """How many raster pixels a chip's pixel is wide, the geometric mean over both axes, at the chip's centre."""
+    middle = spots[:, spots.shape[1] // 2 - 1 :, spots.shape[2] // 2 - 1 :]
+    down, right = middle[:, 1, 0] - middle[:, 0, 0], middle[:, 0, 1] - middle[:, 0, 0]
+    return math.sqrt(abs(float(down[0] * right[1] - down[1] * right[0])))
+
+
+def sample_points(spots: Doubles) -> Iterator[npt.NDArray[np.int64]]:
+    """(2, S, S) raster pixels under points that lie evenly in each pixel of a chip, one point after the other.
+
+    Their mean is that of the pixel's area: exact where a whole number of raster pixels makes one of the chip.
+    """
+    side = side_of(spots)
+    count = math.ceil(side - 1e-6) * (1 if side > _FEW else 2)
+    down, right = np.gradient(spots, axis=1), np.gradient(spots, axis=2)
+    offsets = (np.arange(count) + 0.5) / count - 0.5
+    for step_down in offsets:
+        for step_right in offsets:
+            yield np.floor(np.nan_to_num(spots + step_down * down + step_right * right, nan=-1e9)).astype(np.int64)
+
+
+def resampled(values: Doubles, known: Bools, spots: Doubles) -> tuple[Doubles, Bools]:
+    """Values at a chip's pixels: the average of finer ones, bilinear between coarser ones.
+
+    What is not known has no weight, so nodata never mixes in. A pixel is known where half of its weight is.
+
+    Parameters
+    ----------
+    spots
+        (2, S, S) row and col in `values`; the centre of its first pixel is (0.5, 0.5).
+    """
+    solid = np.where(known, values, 0.0)
+    if side_of(spots) > _FINER:
+        total, weight, points = np.zeros(spots.shape[1:]), np.zeros(spots.shape[1:]), 0
+        for rows, cols in sample_points(spots):
+            inside = (rows >= 0) & (rows < values.shape[0]) & (cols >= 0) & (cols < values.shape[1])
+            here = np.where(inside, rows, 0), np.where(inside, cols, 0)
+            total += solid[here] * inside
+            weight += known[here] & inside
+            points += 1
+        weight /= points
+        total /= points
+    else:
+        places = np.nan_to_num(spots - 0.5, nan=-1e9)
+        total = map_coordinates(solid, places, order=1, mode="grid-constant")
+        weight = map_coordinates(known.astype(np.float64), places, order=1, mode="grid-constant")
+    # Weights are sums of rounded ones; a half that is 0.49999999 is a half.
+    sound = weight >= 0.5 - 1e-9
+    return np.where(sound, total / np.where(sound, weight, 1.0), np.nan), sound
+
+
+def read_window(raster: LabelRaster, window: Window) -> tuple[npt.NDArray[np.generic], Bools]:
+    """Stored values of a window that may reach beyond the raster, and where there are any."""
+    values = np.zeros(window.shape, raster.dtype)
     known = np.zeros(window.shape, bool)
     part = window.intersection(Window(0, 0, *raster.shape))
-    if part.empty:
-        return values, known
-    with closing(open_raster(raster.path)) as file, read_errors(raster.path):
-        found = file.read(1, window=RasterWindow(part.col, part.row, part.width, part.height), masked=True)
-    here = part.slices_in(window)
-    heights = found.data.astype(np.float64) * raster.scale + raster.offset
-    sound = ~np.ma.getmaskarray(found) & np.isfinite(heights)
-    if (sound & ((heights < LOWEST_M) | (heights > HIGHEST_M))).any():
-        _refuse_heights(raster)
-    values[here] = np.where(sound, heights, 0)
-    known[here] = sound
+    if not part.empty:
+        with closing(open_raster(raster.path)) as file, read_errors(raster.path):
+            found = file.read(1, window=RasterWindow(part.col, part.row, part.width, part.height), masked=True)
+        here = part.slices_in(window)
+        values[here] = found.data
+        known[here] = ~np.ma.getmaskarray(found) & np.isfinite(found.data)
     return values, known
 
 
-def _refuse_heights(raster: LabelRaster) -> None:
-    """Count what cannot be a height in the whole raster, and say what is likely wrong."""
-    low = high = total = 0
-    lowest = 0.0
-    with closing(open_raster(raster.path)) as file, read_errors(raster.path):
-        for row in range(0, raster.shape[0], _ROWS):
-            window = RasterWindow(0, row, raster.shape[1], min(_ROWS, raster.shape[0] - row))
-            found = file.read(1, window=window, masked=True)
-            heights = found.compressed().astype(np.float64) * raster.scale + raster.offset
-            heights = heights[np.isfinite(heights)]
-            low += int((heights < LOWEST_M).sum())
-            high += int((heights > HIGHEST_M).sum())
-            total += heights.size
-            lowest = min(lowest, float(heights.min(initial=0)))
-    raise InputError(heights_sentence(f"labels {raster.path}", low, high, total, lowest))
-
-
-def heights_sentence(what: str, low: int, high: int, total: int, lowest: float) -> str:
-    """What is wrong with heights, how many, and the likely cause."""
-    if low >= high:
-        cause = (
-            f"{lowest:g} looks like nodata that is not declared: gdal_edit.py -a_nodata {lowest:g} FILE"
-            if lowest <= -99
-            else "is the ground's elevation subtracted?"
-        )
-    else:
-        cause = "are they in feet (times 0.3048), in centimetres or decimetres, or elevations instead of heights?"
-    return (
-        f"{what}: {low + high} of {total} heights cannot be metres of canopy ({low} under {LOWEST_M:g} m, {high} over "
-        f"{HIGHEST_M:g} m); {cause}"
-    )
+def all_values(raster: LabelRaster) -> Iterator[npt.NDArray[np.generic]]:
+    """The known stored values of the whole raster, some rows at a time."""
+    for row in range(0, raster.shape[0], _ROWS):
+        values, known = read_window(raster, Window(row, 0, min(_ROWS, raster.shape[0] - row), raster.shape[1]))
+        yield values[known]

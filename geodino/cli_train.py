@@ -1,0 +1,143 @@
+"""`geodino train`: parse, build chips, call one function, print."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+TASKS = ("canopy", "trees", "segment", "classify")
+HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify": "linear"}
+
+
+@click.command()
+@click.argument("task", type=click.Choice(TASKS))
+@click.option("--labels", required=True, multiple=True, help="Label files or globs; may be repeated.")
+@click.option("--source", "sources", required=True, multiple=True, help="Imagery, as for `run`; may be repeated.")
+@click.option(
+    "--model", required=True, help="What to start from: a backbone, a trained folder, or `new` (nano's shape)."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the model that is made.")
+@click.option("--head", help="linear, pyramid or density [default: density for trees, else linear].")
+@click.option("--finetune", is_flag=True, help="Train the backbone too; else it is frozen and its features are cached.")
+@click.option("--splits", multiple=True, help="CSV that says train or val of each scene; val is left alone.")
+@click.option("--scene-column", help="Column of point labels that names their scene.")
+@click.option("--height-column", help="Column of the heights, metres, of footprints.")
+@click.option("--radius-column", help="Column of the radii, metres, of footprints.")
+@click.option("--radius", "radius_m", type=float, help="Radius of all footprints, metres.")
+@click.option("--sensor", type=click.Choice(["gedi", "icesat-2"]), help="Of the footprints: 12 or 7 m.")
+@click.option("--label-layer", "layer", help="Layer of the label file.")
+@click.option("--area", help="Polygons within which all trees are drawn.")
+@click.option("--class-column", help="Column of the classes.")
+@click.option("--classes", help="Classes in their order, comma-separated.")
+@click.option("--bands", help="Red, green and blue by name or 1-based index: 4,3,2.")
+@click.option("--gsd", "gsd_m", type=float, default=0.6, show_default=True, help="Metres a pixel.")
+@click.option("--chip", "chip_px", type=int, help="Side of the chips, px [default: --size].")
+@click.option("--size", type=int, default=256, show_default=True, help="Side of the crops, px; the model's window.")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--epochs", type=float, default=40.0, show_default=True)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of the head.")
+@click.option("--backbone-rate", type=float, default=3e-4, show_default=True, help="Of the backbone, with --finetune.")
+@click.option(
+    "--layer-decay", type=float, default=1.0, show_default=True, help="Of the rate, from block to block down."
+)
+@click.option("--views", type=click.IntRange(1), default=4, show_default=True, help="Cached looks at each chip.")
+@click.option(
+    "--free", type=click.FloatRange(0, 1), default=0.6, show_default=True, help="Share turned and scaled freely."
+)
+@click.option(
+    "--zoom", type=click.FloatRange(0, 1), default=0.25, show_default=True, help="Largest change of scale, log."
+)
+@click.option("--shift", type=click.FloatRange(0, 0.5), default=0.2, show_default=True, help="Largest shift, share.")
+@click.option("--colour", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="How far colours change.")
+@click.option("--balance", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share drawn by class.")
+@click.option("--silog/--no-silog", default=True, help="Whether canopy begins with the log loss.")
+@click.option("--checkpointing", is_flag=True, help="Less memory for a third more time, with --finetune.")
+@click.option("--evaluations", type=click.IntRange(1), default=10, show_default=True)
+@click.option(
+    "--tuning", type=float, default=1 / 16, help="Share of the places that choose, not learn [default: 1/16]."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option(
+    "--chips", "chips_folder", type=click.Path(path_type=Path), help="Where chips are kept [default: OUT/work]."
+)
+@click.option("--cache", type=click.Path(path_type=Path), help="Where features are kept [default: OUT/work/features].")
+@click.option("--name", help="Of the model, for its card.")
+@click.option("--data-licence", default="", help="Licence that the data leave to the weights, for the card.")
+@click.option("--attribution", multiple=True, help="A line for the card; may be repeated.")
+@click.option("--demonstration", is_flag=True, help="Label every map as a demonstration.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -> None:
+    """Train a head for TASK on your own labels: canopy, trees, segment or classify.
+
+    A second call with the same --out goes on where the first was cut.
+    """
+    from geodino.sources import Search
+    from geodino.training.augment import Variety
+    from geodino.training.chips import ChipOptions, LabelOptions, build_chips
+    from geodino.training.recipe import Recipe
+    from geodino.training.train import Options
+    from geodino.training.train import train as train_head
+    from geodino.watch import PlainWatch
+
+    def tell(line: str) -> None:
+        click.echo(line, err=True)
+
+    bands = tuple(band.strip() for band in (given["bands"] or "").split(",") if band.strip())
+    size = given["size"]
+    recipe = Recipe(
+        variety=Variety(**{name: given[name] for name in ("free", "zoom", "shift", "colour")}),
+        **{
+            name: given[name]
+            for name in (
+                "size", "batch", "epochs", "learning_rate", "backbone_rate", "layer_decay", "views", "balance", "silog",
+                "checkpointing", "evaluations", "tuning", "seed", "finetune",
+            )
+        },
+    )  # fmt: skip
+    chips = build_chips(
+        task,  # type: ignore[arg-type]
+        given["labels"],
+        given["sources"],
+        folder=given["chips_folder"] or out / "work" / "chips",
+        options=ChipOptions(
+            size=given["chip_px"] or size,
+            gsd_m=given["gsd_m"],
+            search=Search(bands=bands),
+            labels=label_options(given, LabelOptions),
+            splits=tuple(given["splits"]),
+        ),
+        watch=PlainWatch(quiet=False),
+    )
+    for reason, count in chips.dropped.items():
+        tell(f"left out, {reason}: {count}")
+    record = train_head(
+        chips,
+        given["model"],
+        out,
+        head=head or HEADS[task],
+        recipe=recipe,
+        options=Options(
+            given["device"], given["precision"], given["cache"], given["name"], given["data_licence"],
+            tuple(given["attribution"]), given["demonstration"], shlex.join(["geodino", *sys.argv[1:]]),
+        ),
+        told=tell,
+    )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+    else:
+        click.echo(f"the model is {out}; geodino evaluate {task} --model {out} --labels ... says how good it is")
+
+
+def label_options(given: dict[str, Any], made: type) -> Any:
+    """LabelOptions from those that were given."""
+    wanted = {name: given[name] for name in made.__dataclass_fields__ if given.get(name) is not None}  # type: ignore[attr-defined]
+    if isinstance(wanted.get("classes"), str):
+        wanted["classes"] = tuple(part.strip() for part in wanted["classes"].split(","))
+    return made(**wanted)

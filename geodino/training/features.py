@@ -1,0 +1,116 @@
+"""Features of a frozen backbone, computed once: each chip in a few looks, kept on disk as float16.
+
+The folder belongs to one set of weights, chips and looks; its key says which, and another's is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from geodino.errors import ModelError
+from geodino.models.dinov3 import Tap
+from geodino.models.network import HeadedNetwork
+from geodino.training.augment import Look, Variety, draw_look, plain_look, recolour, see
+from geodino.training.chipset import ChipSet
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Key:
+    """What cached features depend on."""
+
+    backbone_sha256: str
+    chips_sha256: str
+    taps: tuple[int, ...]
+    size: int
+    views: int
+    variety: Variety
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Tokens of every look: a memory map (N, views, taps, tokens, D); the first token is [CLS]."""
+
+    tokens: np.memmap
+
+    def taps(self, chips: list[int], views: list[int]) -> list[Tap]:
+        """What the backbone said of these looks, a Tap a level."""
+        found = torch.from_numpy(np.stack([self.tokens[c, v] for c, v in zip(chips, views, strict=True)])).float()
+        return [Tap(level[:, 1:], level[:, 0]) for level in found.unbind(dim=1)]
+
+
+def look_at(
+    chips: ChipSet, index: int, rng: np.random.Generator, variety: Variety, size: int, *, plain: bool = False
+) -> tuple[torch.Tensor, Look]:
+    """A crop of a chip, (3, size, size) in 0..1, and how it was looked at."""
+    look = plain_look(chips.size, size) if plain else draw_look(rng, variety, chips.size, size)
+    image = see(torch.from_numpy(chips.image(index)), look)
+    return (image if plain else recolour(image, rng, variety.colour)), look
+
+
+def view_rng(key_seed: int, index: int, view: int) -> np.random.Generator:
+    """What a cached look is drawn with, and drawn again."""
+    return np.random.default_rng((key_seed, 7, index, view))
+
+
+def cached_features(
+    folder: Path,
+    key: Key,
+    chips: ChipSet,
+    network: HeadedNetwork,
+    normalise: Callable[[torch.Tensor], torch.Tensor],
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> Features:
+    """The features of all looks, from the folder or computed into it; goes on where a computation was cut.
+
+    The first view of each chip is the plain one.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds features of other weights, chips or looks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stated, path, place = folder / "key.json", folder / "tokens.npy", folder / "done.txt"
+    wanted = json.loads(json.dumps(asdict(key)))
+    if stated.is_file():
+        held = json.loads(stated.read_text())
+        if held != wanted:
+            apart = ", ".join(f"{name} {held.get(name)}" for name in wanted if held.get(name) != wanted[name])
+            raise ModelError(f"{folder} holds features of {apart}: remove it, or give another folder with --cache")
+    tokens_a_look = (key.size // network.config.patch_size) ** 2 + 1
+    shape = (len(chips), key.views, len(key.taps), tokens_a_look, network.config.backbone_config.hidden_size)
+    size_bytes = 2 * int(np.prod(shape))
+    if not path.is_file():
+        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+        if free < size_bytes:
+            raise ModelError(
+                f"features take {size_bytes / 1e9:.1f} GB and {folder} has {free / 1e9:.1f}: fewer --views"
+            )
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
+        place.write_text("0")
+        stated.write_text(json.dumps(wanted, indent=2))
+    tokens = np.lib.format.open_memmap(path, mode="r+")
+    looks = [(index, view) for index in range(len(chips)) for view in range(key.views)]
+    for start in range(int(place.read_text()), len(looks), _BATCH):
+        batch = looks[start : start + _BATCH]
+        seen = [look_at(chips, i, view_rng(key.seed, i, v), key.variety, key.size, plain=v == 0)[0] for i, v in batch]
+        with torch.inference_mode():
+            levels = network.taps(normalise(torch.stack(seen)))
+        for row, (i, v) in enumerate(batch):
+            for level, tap in enumerate(levels):
+                tokens[i, v, level, 0] = tap.cls[row].float().cpu().numpy()
+                tokens[i, v, level, 1:] = tap.patches[row].float().cpu().numpy()
+        tokens.flush()
+        place.write_text(str(start + len(batch)))
+        told(start + len(batch), len(looks))
+    return Features(np.load(path, mmap_mode="r"))

@@ -1,0 +1,83 @@
+"""What decides the weights, besides the start and the data: one frozen table of settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+from geodino.errors import ConfigError
+from geodino.training.augment import Variety
+from geodino.windows import SIDE_MULTIPLE
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a training goes.
+
+    Attributes
+    ----------
+    size
+        Side of the crops, pixels; a multiple of 32.
+    batch
+        Crops a step.
+    epochs
+        Times that every chip is seen, on average.
+    learning_rate, backbone_rate
+        Largest rates, of the head (and pyramid) and of the backbone's last block; used with `finetune` only.
+    layer_decay
+        Factor on the backbone's rate from each block to the one before it.
+    weight_decay, warm_up, average, clip
+        Of AdamW; share of the steps at which the rate rises; decay of the averaged weights (EMA); norm of the gradient.
+    finetune
+        Train the backbone too. Else it is frozen, and its features are computed once and cached.
+    checkpointing
+        Recompute the backbone's activations on the way back: less memory, a third more time.
+    views
+        Looks at each chip whose features are cached, where the backbone is frozen.
+    variety
+        How far the looks differ from the chips.
+    balance
+        Share of the crops drawn by class (heights, classes, labels) rather than by chip.
+    silog
+        Whether canopy begins with the log loss of the published schedule.
+    seed
+        Of everything random.
+    evaluations
+        How often the averaged weights are measured on the tuning places.
+    tuning
+        Share of the training places that choose weights and threshold and are not trained on.
+    """
+
+    size: int = 256
+    batch: int = 16
+    epochs: float = 40.0
+    learning_rate: float = 1e-3
+    backbone_rate: float = 3e-4
+    layer_decay: float = 1.0
+    weight_decay: float = 0.05
+    warm_up: float = 0.05
+    average: float = 0.998
+    clip: float = 5.0
+    finetune: bool = False
+    checkpointing: bool = False
+    views: int = 4
+    variety: Variety = field(default_factory=Variety)
+    balance: float = 0.5
+    silog: bool = True
+    seed: int = 0
+    evaluations: int = 10
+    tuning: float = 1 / 16
+
+    def __post_init__(self) -> None:
+        if self.size < SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:
+            raise ConfigError(f"size {self.size} px must be a multiple of {SIDE_MULTIPLE}")
+        for name in ("batch", "epochs", "learning_rate", "views", "evaluations"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} {getattr(self, name)} must be above 0")
+        if not 0 < self.tuning < 1:
+            raise ConfigError(f"tuning {self.tuning} must be a share between 0 and 1")
+
+    def digest(self) -> str:
+        """A hash of all settings."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()

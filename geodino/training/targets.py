@@ -1,0 +1,93 @@
+"""What a head should say of a crop: labels through a look, as the tensors that the losses take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from geodino.models.pyramid import CELL
+from geodino.training.augment import Look, see_labels
+from geodino.training.chipset import ChipSet, Task
+
+Targets = dict[str, torch.Tensor]
+
+# Cells: the Gaussian around each tree, 1.5 m at 0.6 m a pixel. Wider ones melt neighbours, narrower ones leave a tree
+# that stands between two cells to neither.
+HEAT_SIGMA = 1.25
+_REACH = 6
+UNKNOWN_CLASS = 255
+
+
+def targets(chips: ChipSet, index: int, look: Look) -> Targets:
+    """What is known of chip `index` through a look; without a batch dimension."""
+    return _TARGETS[chips.task](chips, index, look)
+
+
+def canopy_targets(chips: ChipSet, index: int, look: Look) -> Targets:
+    """`height` (S, S) metres and `known` (S, S)."""
+    assert chips.heights is not None
+    labelled = np.asarray(chips.labelled[index])
+    layers = np.stack([np.where(labelled, chips.heights[index], 0), labelled]).astype(np.float32)
+    height, known = see_labels(torch.from_numpy(layers), look)
+    return {"height": height, "known": known > 0.5}
+
+
+def tree_targets(chips: ChipSet, index: int, look: Look) -> Targets:
+    """The fields of `losses.TreeTargets` on cells of 2 px."""
+    assert chips.points is not None
+    known = see_labels(torch.from_numpy(np.asarray(chips.labelled[index])[None].astype(np.float32)), look)
+    cells = look.size // CELL
+    seen = look.points(chips.points[index])
+    inside = ((seen >= 0) & (seen < look.size)).all(axis=1)
+    found = splat(seen[inside] / CELL, cells)
+    found["known"] = functional.avg_pool2d(known, CELL)[0] > 0.5
+    return found
+
+
+def splat(trees: npt.NDArray[np.floating], cells: int) -> Targets:
+    """Trees (M, 2) in cells, x right and y down, as `heat`, `density`, `offset` and `stands`."""
+    heat, density = np.zeros((2, cells, cells), np.float32)
+    offset = np.zeros((2, cells, cells), np.float32)
+    stands = np.zeros((cells, cells), np.bool_)
+    for x, y in trees:
+        col, row = int(x), int(y)
+        rows = slice(max(row - _REACH, 0), min(row + _REACH + 1, cells))
+        cols = slice(max(col - _REACH, 0), min(col + _REACH + 1, cells))
+        down = np.arange(rows.start, rows.stop)[:, None] + 0.5 - y
+        right = np.arange(cols.start, cols.stop)[None] + 0.5 - x
+        bump = np.exp(-(down**2 + right**2) / (2 * HEAT_SIGMA**2)).astype(np.float32)
+        heat[rows, cols] = np.maximum(heat[rows, cols], bump)
+        density[rows, cols] += bump / bump.sum()
+        stands[row, col] = True
+        offset[:, row, col] = x - col - 0.5, y - row - 0.5
+    heat[stands] = 1
+    arrays = {"heat": heat, "density": density, "offset": offset, "stands": stands}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def segment_targets(chips: ChipSet, index: int, look: Look) -> Targets:
+    """`classes` (S, S) int64, 255 where unknown."""
+    assert chips.classes is not None
+    # Shifted by one, as what lies beyond the chip reads as 0.
+    known = np.asarray(chips.labelled[index])
+    shifted = np.where(known, np.asarray(chips.classes[index], np.float32) + 1, 0)
+    seen = see_labels(torch.from_numpy(shifted[None].astype(np.float32)), look)[0].round().long() - 1
+    return {"classes": torch.where(seen < 0, UNKNOWN_CLASS, seen)}
+
+
+def classify_targets(chips: ChipSet, index: int, look: Look) -> Targets:
+    """`label` (), int64."""
+    assert chips.labels is not None
+    return {"label": torch.tensor(int(chips.labels[index]))}
+
+
+_TARGETS: Mapping[Task, Callable[[ChipSet, int, Look], Targets]] = {
+    "canopy": canopy_targets,
+    "trees": tree_targets,
+    "segment": segment_targets,
+    "classify": classify_targets,
+}

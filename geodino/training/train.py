@@ -1,0 +1,176 @@
+"""`geodino train`: labels and imagery to a model folder that `--model` takes.
+
+chips -> start -> (features of a frozen backbone) -> fit -> folder: weights, config, record, card, curve
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from geodino.errors import ConfigError, InputError
+from geodino.models.catalog import ModelRow
+from geodino.models.precision import choose_device, choose_precision, normalise
+from geodino.training.chipset import ChipSet
+from geodino.training.engine import Job, State, fit, steps_of
+from geodino.training.features import Key, cached_features
+from geodino.training.folder import Finished, write_model_folder
+from geodino.training.recipe import Recipe
+from geodino.training.splits import split_places
+from geodino.training.start import Start, begin, trained_prefixes
+
+Told = Callable[[str], None]
+
+# Fewer chips than this tell nothing on either side.
+FEWEST = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how fast a training runs, and what its card says of the data."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    cache: Path | None = None
+    name: str | None = None
+    data_licence: str = ""
+    attribution: tuple[str, ...] = ()
+    demonstration: bool = False
+    command: str = ""
+
+
+def train(
+    chips: ChipSet,
+    model: str | Path,
+    out: Path,
+    *,
+    head: str,
+    recipe: Recipe,
+    options: Options | None = None,
+    told: Told = lambda line: None,
+) -> dict[str, Any]:
+    """Train a head on labelled chips and write the model folder `out`.
+
+    Parameters
+    ----------
+    chips
+        Those of split "val" are left alone; the rest is parted by place into chips to learn from and
+        chips that choose weights and threshold.
+    model
+        What to start from, see `start.begin`.
+    out
+        Gets the model; `out/work` the checkpoints and the log. A second call goes on where the first was cut.
+    head
+        A kind of `models.heads.KINDS`.
+
+    Returns
+    -------
+    dict
+        What training.json holds.
+
+    Raises
+    ------
+    InputError
+        Too few places to learn from and to choose by.
+    ModelError
+        The start is refused, or a checkpoint or feature cache is another training's.
+    """
+    options = options or Options()
+    if recipe.size > chips.size:
+        raise ConfigError(
+            f"crops of {recipe.size} px do not fit chips of {chips.size} px: lower --size or raise --chip"
+        )
+    learn, tune = parted(chips, recipe)
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    start = begin(model, chips, head=head, size=recipe.size, seed=recipe.seed)
+    trained = trained_prefixes(start, finetune=recipe.finetune)
+    start.network.to(device)
+    if recipe.checkpointing:
+        start.network.backbone.gradient_checkpointing_enable()
+    seen = partial(normalise, row=start.row)
+    identity = _identity(chips, start, head, recipe)
+    features = None
+    if "backbone" not in trained:
+        key = Key(
+            start.sha256, chips.sha256, tuple(start.network.config.taps), recipe.size, recipe.views, recipe.variety,
+            recipe.seed,
+        )  # fmt: skip
+        folder = options.cache or out / "work" / "features"
+        features = cached_features(folder, key, chips, start.network.eval(), seen, _every(told, "features"))
+    job = Job(
+        start.network, chips, learn, tune, recipe, seen, trained, out / "work", device, precision, identity, features
+    )
+    told(
+        f"{len(learn)} chips to learn from, {len(tune)} to choose by; {steps_of(job)} steps of {recipe.batch}; "
+        f"{sum(p.numel() for n, p in start.network.named_parameters() if n.startswith(trained)):,} weights learn"
+    )
+    state = fit(job, _progress(told))
+    start.network.load_state_dict(load_file(job.folder / "best.safetensors"))
+    chosen = json.loads((job.folder / "best.json").read_text())
+    return write_model_folder(
+        out, Finished(start, chips, learn, tune, head, recipe, trained, state.log, chosen, options, state.elapsed_s)
+    )
+
+
+def parted(chips: ChipSet, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to learn from and to choose by: whole places, and none of split "val"."""
+    learn, tune = (np.flatnonzero(mask) for mask in split_places(chips.table, recipe.tuning, recipe.seed))
+    if len(learn) < FEWEST or len(tune) < 1:
+        places = chips.table.loc[chips.table["split"] != "val", "place"].nunique()
+        raise InputError(
+            f"{len(learn)} chips to learn from and {len(tune)} to choose by, of {places} places: "
+            "give labels of more places, or raise --tuning"
+        )
+    return learn, tune
+
+
+def _identity(chips: ChipSet, start: Start, head: str, recipe: Recipe) -> str:
+    facts = [chips.sha256, start.sha256, head, recipe.digest(), json.dumps(start.network.config.to_dict(), default=str)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _every(told: Told, what: str) -> Callable[[int, int], None]:
+    def tell(done: int, total: int) -> None:
+        if done % max(total // 10, 1) < 8 or done == total:
+            told(f"{what}: {done} of {total}")
+
+    return tell
+
+
+def _progress(told: Told) -> Callable[[State, int], None]:
+    """A line for each measurement, and one every hundred steps with the time left."""
+    said = 0
+
+    def tell(state: State, total: int) -> None:
+        nonlocal said
+        if len(state.log) > said:
+            said = len(state.log)
+            figures = {k: v for k, v in state.log[-1].items() if k not in ("step", "elapsed_s", "rate")}
+            line = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+            left = state.elapsed_s / max(state.step, 1) * (total - state.step)
+            told(f"step {state.step} of {total}, {left / 60:.0f} min left: {line}")
+
+    return tell
+
+
+__all__ = ["ModelRow", "Options", "parted", "train"]
+
+
+def recipe_as_dict(recipe: Recipe) -> dict[str, Any]:
+    """For the record."""
+    return asdict(recipe)
+
+
+def torch_threads() -> int:
+    """How many threads the products ran in, for the record."""
+    return torch.get_num_threads()
