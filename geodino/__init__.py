@@ -14,7 +14,6 @@ These names are what users may rely on; the rest may change. Each is imported wh
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from geodino.shipped import sample_aoi, sample_catalog
     from geodino.xarrays import open_scene, predict
 
-__version__ = version("geodino")
+    __version__: str
 
 _HOMES = {
     "RunOptions": "geodino.plan",
@@ -54,6 +53,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        # Late, because it takes 30 ms and nobody who types Ctrl-C in them should see where.
+        return import_module("importlib.metadata").version("geodino")
     if name not in _HOMES:
         raise AttributeError(f"module geodino has no attribute {name}")
     return getattr(import_module(_HOMES[name]), name)

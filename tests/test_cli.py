@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,25 @@ def test_the_doctor_looks_at_everything_and_speaks_json(typed: Typed, monkeypatc
     findings = json.loads(typed("doctor", "--json")[1])
     for name in ("torch", "GDAL, PROJ", "device", "memory", "disk here", "model nano", "model chmv2"):
         assert name in findings and name in out
+
+
+@pytest.mark.parametrize("module", ["click", "importlib.metadata", "geodino.cli", "geodino.errors", "geodino.pipeline"])
+def test_ctrl_c_during_the_imports_is_quiet(module: str) -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    entry, function = project["project"]["scripts"]["geodino"].split(":")
+    program = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        f"from {entry} import {function}\n"
+        f"{function}()\n"
+    )
+    words = ["run", "canopy", "--aoi", "sample:autzen"]
+    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

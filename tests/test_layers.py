@@ -33,6 +33,7 @@ LAYERS = [
     {"geodino.pipeline", "geodino.xarrays", "geodino.report", "geodino.doctor"},
     {"geodino.cli_train", "geodino.cli_evaluate"},
     {"geodino.cli"},
+    {"geodino.__main__"},
 ]
 TORCH_ROOMS = ("geodino.models", "geodino.training", "geodino.provenance", "geodino.doctor")
 
