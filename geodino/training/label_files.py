@@ -5,23 +5,29 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import geopandas as gpd
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import shapely
-from pyproj import CRS as ProjCRS
 
-from geodino.aoi_files import read_drawn
-from geodino.errors import AOIError, ConfigError, InputError
-from geodino.shipped import nearest
-from geodino.training.chipset import Task
-from geodino.training.label_rasters import HIGHEST_M, LOWEST_M, HeightLayer, describe_raster, heights_sentence
-from geodino.training.labels import Area, Doubles, FootprintLayer, Layer, Places, TreeLayer
+from geodino.errors import ConfigError, InputError
+from geodino.training.chipset import UNKNOWN, Task
+from geodino.training.label_rasters import LabelRaster, describe_raster
+from geodino.training.labels import Doubles, Ints, Layer
+from geodino.training.raster_layers import ClassLayer, HeightLayer, Sheets, check_heights
+from geodino.training.vector_files import (
+    Vectors,
+    features,
+    once,
+    only_points,
+    only_polygons,
+    plots,
+    read_area,
+    read_vectors,
+)
+from geodino.training.vector_layers import ClassPolygonLayer, FootprintLayer, PlotLayer, TreeLayer
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2")
 # What sensors measure, CHMv2's paper (arXiv 2603.06382): the 98th percentile of height within so many metres.
@@ -43,7 +49,7 @@ class LabelOptions:
     layer
         Which layer, where a file holds several.
     scene_column
-        Names the scene that a point belongs to; None: every scene over it.
+        Names the scene that a feature belongs to; None: every scene over it.
     class_column
         Class of a polygon, label of a plot.
     height_column
@@ -52,7 +58,8 @@ class LabelOptions:
         Radius of a footprint, metres: a column, one number, or `gedi` (12 m) or `icesat-2` (7 m). All None: a column
         radius_m or radius, or the sensor whose name for heights is used.
     classes
-        The class table: `VALUE=NAME`, or just the names. Several values may share a name.
+        The class table, one `VALUE=NAME` or `NAME` each. Several values may share a name. Needed for class rasters;
+        without it the values of the class column, sorted, are the classes.
     area
         A file of polygons within which all trees are drawn.
     """
@@ -67,6 +74,12 @@ class LabelOptions:
     classes: tuple[str, ...] = ()
     area: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.sensor is not None and self.sensor not in SENSOR_RADIUS_M:
+            raise ConfigError(f"sensor {self.sensor} must be one of {', '.join(SENSOR_RADIUS_M)}; or give a radius")
+        if self.radius_m is not None and not 0 < self.radius_m <= 100:
+            raise ConfigError(f"radius_m {self.radius_m} must lie between 0 and 100 m")
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -74,20 +87,11 @@ class Labels:
 
     layer: Layer
     class_names: tuple[str, ...]
-    dropped: Counter[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Vectors:
-    """Features of one file: geometries without None and empty ones, in a CRS, and their columns."""
-
-    path: str
-    crs: ProjCRS
-    frame: gpd.GeoDataFrame
+    dropped: Mapping[str, int]
 
 
 def expand(paths: Sequence[str | Path]) -> tuple[str, ...]:
-    """The files that paths, globs and folders name, each once, sorted within each.
+    """The files that paths, globs and folders of rasters name, each once, sorted within each.
 
     Raises
     ------
@@ -118,70 +122,104 @@ def read_labels(task: Task, paths: Sequence[str], options: LabelOptions, named: 
     Parameters
     ----------
     named
-        Scenes that are known to be labelled whole, whether or not a point lies in them.
+        Scenes whose trees are all drawn, whether or not a point lies in them.
 
     Raises
     ------
     InputError
-        Files that are not labels for the task, mixed kinds, no CRS, empty layers, heights that cannot be metres.
+        Files that are not labels for the task, of mixed kinds, without a CRS, empty, or with heights that cannot be.
     ConfigError
-        A column that is not there.
+        A column or a class table that is not there.
     """
+    if task not in _WANTED:
+        raise ConfigError(f"task {task} must be one of {', '.join(_WANTED)}")
     rasters = [Path(path).suffix.lower() in RASTER_SUFFIXES for path in paths]
     if any(rasters) and not all(rasters):
         raise InputError(
-            f"labels {paths[rasters.index(False)]} and {paths[rasters.index(True)]} are of two kinds; give rasters or "
-            "vector files"
+            f"labels {paths[rasters.index(True)]} and {paths[rasters.index(False)]} are of two kinds; give rasters or "
+            "vector files, not both"
         )
-    kind = "raster" if rasters[0] else "vector"
-    if (task, kind) not in _READERS:
-        raise InputError(f"labels {paths[0]}: a {kind} cannot label {task}; {_WANTED[task]}")
-    return _READERS[task, kind](paths, options, named)
-
-
-def _heights(paths: Sequence[str], options: LabelOptions, named: frozenset[str]) -> Labels:
-    return Labels(HeightLayer(tuple(describe_raster(path) for path in paths)), (), Counter())
-
-
-def _trees(paths: Sequence[str], options: LabelOptions, named: frozenset[str]) -> Labels:
+    if rasters[0]:
+        if task not in _RASTERS:
+            raise InputError(f"labels {paths[0]}: a raster cannot label {task}; {_WANTED[task]}")
+        return _RASTERS[task](tuple(describe_raster(path) for path in paths), options)
     dropped: Counter[str] = Counter()
-    parts = [_points(_read(path, options.layer, dropped), "trees") for path in paths]
-    parts = _once(parts, [column for column in [options.scene_column] if column], dropped)
-    scene = _scene_names(parts, options.scene_column)
-    places = Places(tuple((part.crs, _xy(part)) for part in parts), scene, named)
+    vectors = [read_vectors(path, options.layer, dropped) for path in paths]
+    layer, names = _VECTORS[task](vectors, options, named, dropped)
+    return Labels(layer, names, dropped)
+
+
+def _heights(rasters: tuple[LabelRaster, ...], options: LabelOptions) -> Labels:
+    return Labels(HeightLayer(Sheets(rasters)), (), {})
+
+
+def _class_rasters(rasters: tuple[LabelRaster, ...], options: LabelOptions) -> Labels:
+    keys, names = _class_table(options.classes)
+    if not keys:
+        raise ConfigError(f"labels {rasters[0].path}: name the classes of its values, such as 0=ground, 1=tree")
+    for raster in rasters:
+        if np.dtype(raster.dtype).kind not in "iu":
+            raise InputError(f"labels {raster.path} hold {raster.dtype} numbers; classes are whole numbers")
+    try:
+        table = {int(key): value for key, value in keys.items()}
+    except ValueError as error:
+        raise ConfigError(f"classes {', '.join(options.classes)}: a raster needs VALUE=NAME, such as 1=tree") from error
+    return Labels(ClassLayer(Sheets(rasters), table), names, {})
+
+
+_Read = tuple[Layer, tuple[str, ...]]
+
+
+def _trees(parts: Sequence[Vectors], options: LabelOptions, named: frozenset[str], dropped: Counter[str]) -> _Read:
+    points = [only_points(part, "trees") for part in parts]
+    points = once(points, _columns(options.scene_column), dropped)
     area = None if options.area is None else read_area(options.area)
-    return Labels(TreeLayer(places, area), (), dropped)
+    return TreeLayer(features(points, options.scene_column, named), area), ()
 
 
-def _footprints(paths: Sequence[str], options: LabelOptions, named: frozenset[str]) -> Labels:
-    dropped: Counter[str] = Counter()
-    parts = [_points(_read(path, options.layer, dropped), "canopy footprints") for path in paths]
+def _footprints(parts: Sequence[Vectors], options: LabelOptions, named: frozenset[str], dropped: Counter[str]) -> _Read:
     kept = []
     for part in parts:
-        column = _height_column(part, options.height_column)
-        radius = _radius(part, options, HEIGHT_COLUMNS.get(column.lower()))
-        height = _numbers(part, column)
-        known = np.isfinite(height) & (radius > 0) & np.isfinite(radius)
+        points = only_points(part, "heights outside of rasters")
+        column = _height_column(points, options.height_column)
+        height = points.numbers(column)
+        radius = _radius(points, options, HEIGHT_COLUMNS.get(column.lower()))
+        known = np.isfinite(height) & np.isfinite(radius) & (radius > 0)
         dropped["label without a height or radius"] += int((~known).sum())
-        _check_heights(part.path, height[known])
-        kept.append(
-            Vectors(part.path, part.crs, part.frame[known].assign(_height=height[known], _radius=radius[known]))
-        )
-    kept = _once(kept, [*([options.scene_column] if options.scene_column else []), "_height"], dropped)
-    heights = np.concatenate([part.frame["_height"].to_numpy(float) for part in kept])
-    radii = np.concatenate([part.frame["_radius"].to_numpy(float) for part in kept])
+        check_heights(f"labels {part.path}, column {column}", height[known])
+        frame = points.frame.assign(_height_m=np.maximum(height, 0), _radius_m=radius)
+        kept.append(replace(points, frame=frame).where(known))
+    kept = once(kept, [*_columns(options.scene_column), "_height_m", "_radius_m"], dropped)
+    heights, radii = (np.concatenate([part.numbers(name) for part in kept]) for name in ("_height_m", "_radius_m"))
     if not len(heights):
-        raise InputError(f"labels {paths[0]}: no point has a height and a radius")
-    places = Places(tuple((part.crs, _xy(part)) for part in kept), _scene_names(kept, options.scene_column))
-    return Labels(FootprintLayer(places, np.maximum(heights, 0), radii), (), dropped)
+        raise InputError(f"labels {parts[0].path}: no point has both a height and a radius")
+    return FootprintLayer(features(kept, options.scene_column), heights, radii), ()
 
 
-_READERS = {
-    ("canopy", "raster"): _heights,
-    ("canopy", "vector"): _footprints,
-    ("trees", "vector"): _trees,
+def _polygons(parts: Sequence[Vectors], options: LabelOptions, named: frozenset[str], dropped: Counter[str]) -> _Read:
+    drawn = [only_polygons(part, "classes outside of rasters") for part in parts]
+    drawn, value, names = _classed(drawn, options, dropped)
+    if len(names) > UNKNOWN:
+        raise InputError(f"labels {parts[0].path} hold {len(names)} classes; at most {UNKNOWN} can be told apart")
+    return ClassPolygonLayer(features(drawn, options.scene_column), value), names
+
+
+def _plots(parts: Sequence[Vectors], options: LabelOptions, named: frozenset[str], dropped: Counter[str]) -> _Read:
+    found, value, names = _classed([plots(part) for part in parts], options, dropped)
+    return PlotLayer(features(found, options.scene_column), value), names
+
+
+_RASTERS: Mapping[Task, Callable[[tuple[LabelRaster, ...], LabelOptions], Labels]] = {
+    "canopy": _heights,
+    "segment": _class_rasters,
 }
-_WANTED = {
+_VECTORS: Mapping[Task, Callable[[Sequence[Vectors], LabelOptions, frozenset[str], Counter[str]], _Read]] = {
+    "canopy": _footprints,
+    "trees": _trees,
+    "segment": _polygons,
+    "classify": _plots,
+}
+_WANTED: Mapping[Task, str] = {
     "canopy": "give a raster of heights, or points with a column of heights",
     "trees": "give a file of points",
     "segment": "give polygons with a column of classes, or a raster of classes",
@@ -189,129 +227,84 @@ _WANTED = {
 }
 
 
-def read_area(path: str) -> Area:
-    """The polygons within which labels are complete."""
-    vectors = _read(path, None, Counter())
-    if not set(vectors.frame.geom_type) <= {"Polygon", "MultiPolygon"}:
-        raise InputError(f"{path}: the labelled area must be polygons")
-    return Area(vectors.crs, vectors.frame.geometry.to_numpy())
+def _columns(name: str | None) -> list[str]:
+    return [] if name is None else [name]
 
 
-def _read(path: str, layer: str | None, dropped: Counter[str]) -> Vectors:
-    try:
-        drawn = read_drawn(Path(path), layer)
-    except AOIError as error:
-        # The reader of AOIs is used for its care with CRSs and damaged files; only the name of the option differs.
-        raise InputError(f"labels {str(error).replace('--aoi-layer', '--layer')}") from error
-    crs = drawn.declared or drawn.implied
-    if crs is None:
-        raise InputError(f"labels {path} have no CRS; set it: ogr2ogr -a_srs EPSG:... NEW {path}")
-    frame = drawn.frame
-    empty = (frame.geometry.isna() | frame.geometry.is_empty).to_numpy()
-    bounds = frame.geometry.bounds.to_numpy()
-    broken = ~empty & ~np.isfinite(bounds).all(axis=1)
-    dropped["label without a geometry"] += int((empty | broken).sum())
-    frame = frame[~(empty | broken)].reset_index(drop=True)
-    if not len(frame):
-        raise InputError(f"labels {path} are empty: no feature has a geometry")
-    if crs.is_geographic and not (np.abs(frame.total_bounds) <= [360, 90, 360, 90]).all():
-        raise InputError(
-            f"labels {path}: coordinates up to {np.abs(frame.total_bounds).max():,.0f} are no degrees; their CRS "
-            f"{crs.name} is wrong"
-        )
-    return Vectors(path, crs, frame)
-
-
-def _points(vectors: Vectors, what: str) -> Vectors:
-    """The file's points one by one, or the refusal of what is none."""
-    kinds = Counter(vectors.frame.geom_type)
-    other = {kind: number for kind, number in kinds.items() if kind not in ("Point", "MultiPoint")}
-    if other:
-        kind, number = max(other.items(), key=lambda pair: pair[1])
-        raise InputError(
-            f"labels {vectors.path} hold {number} {kind}s, and {what} are points; give each a point, such as its "
-            "centroid in QGIS"
-        )
-    if "MultiPoint" in kinds:
-        vectors = Vectors(vectors.path, vectors.crs, vectors.frame.explode(ignore_index=True))
-    return vectors
-
-
-def _once(parts: Sequence[Vectors], columns: Sequence[str], dropped: Counter[str]) -> list[Vectors]:
-    """The parts without features that repeat an earlier one's place, to a millimetre, and the values of columns."""
-    seen: set[tuple[object, ...]] = set()
-    kept = []
-    for part in parts:
-        for column in columns:
-            _require(part, column)
-        xy = np.round(_xy(part), 8 if part.crs.is_geographic else 3)
-        keys = zip(*xy.T.tolist(), *(part.frame[column].tolist() for column in columns), strict=True)
-        keep = []
-        for key in keys:
-            keep.append((part.crs.to_wkt(), key) not in seen)
-            seen.add((part.crs.to_wkt(), key))
-        dropped["duplicate label"] += len(keep) - sum(keep)
-        kept.append(Vectors(part.path, part.crs, part.frame[keep]))
-    return kept
-
-
-def _xy(part: Vectors) -> Doubles:
-    xy: Doubles = shapely.get_coordinates(part.frame.geometry.to_numpy())
-    return xy
-
-
-def _scene_names(parts: Sequence[Vectors], column: str | None) -> npt.NDArray[np.object_] | None:
+def _classed(
+    parts: Sequence[Vectors], options: LabelOptions, dropped: Counter[str]
+) -> tuple[list[Vectors], Ints, tuple[str, ...]]:
+    """The features that have a class, its index, and the classes' names."""
+    column = options.class_column
     if column is None:
-        return None
-    return np.concatenate([_require(part, column).astype(str).to_numpy(object) for part in parts])
+        known = ", ".join(parts[0].columns) or "none"
+        raise ConfigError(f"labels {parts[0].path}: which column holds the classes? It has {known}; name one")
+    texts = [[_text(value) for value in part.column(column)] for part in parts]
+    dropped["label without a class"] += sum(part.count("") for part in texts)
+    kept = [part.where([bool(text) for text in here]) for part, here in zip(parts, texts, strict=True)]
+    kept = once(kept, [*_columns(options.scene_column), column], dropped)
+    found = [_text(value) for part in kept for value in part.column(column)]
+    if not found:
+        raise InputError(f"labels {parts[0].path}: column {column} is empty")
+    keys, names = _class_table(options.classes or tuple(sorted(set(found))))
+    lacking = Counter(text for text in found if text not in keys)
+    if lacking:
+        said = ", ".join(f"{text} ({number:,} features)" for text, number in lacking.most_common(5))
+        raise InputError(
+            f"labels {parts[0].path}: column {column} holds {said}, and the class table knows {', '.join(keys)} only; "
+            "name them in it"
+        )
+    return kept, np.array([keys[text] for text in found], np.int64), names
 
 
-def _require(part: Vectors, column: str) -> pd.Series:
-    if column not in part.frame or column == part.frame.geometry.name:
-        known = [str(name) for name in part.frame.columns if name != part.frame.geometry.name]
-        raise ConfigError(f"labels {part.path} have no column {column}" + nearest(column, known))
-    return part.frame[column]
+def _class_table(entries: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The class of each value, and the classes' names in the order of their first entry."""
+    pairs = [(value.strip(), name.strip() or value.strip()) for value, _, name in (e.partition("=") for e in entries)]
+    names = tuple(dict.fromkeys(name for _, name in pairs))
+    keys = {value: names.index(name) for value, name in pairs}
+    if len(keys) < len(pairs) or "" in keys:
+        raise ConfigError(f"classes {', '.join(entries)}: each value may be named once, as VALUE=NAME")
+    return keys, names
 
 
-def _numbers(part: Vectors, column: str) -> Doubles:
-    try:
-        return np.asarray(pd.to_numeric(_require(part, column)), np.float64)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"labels {part.path}: column {column} holds no numbers: {error}") from error
+def _text(value: object) -> str:
+    """A class as text: 3 and 3.0 are the same; nothing where it is missing."""
+    if pd.isna(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
 
 
 def _height_column(part: Vectors, asked: str | None) -> str:
     if asked is None:
-        lower = {str(name).lower(): str(name) for name in part.frame.columns}
+        lower = {name.lower(): name for name in part.columns}
         asked = next((lower[name] for name in HEIGHT_COLUMNS if name in lower), None)
     if asked is None:
-        known = ", ".join(str(name) for name in part.frame.columns if name != part.frame.geometry.name) or "none"
-        raise ConfigError(f"labels {part.path}: which column holds heights in metres? It has {known}; name one")
+        feet = [name for name in part.columns if _FEET_NAME.search(name)]
+        if not feet:
+            known = ", ".join(part.columns) or "none"
+            raise ConfigError(f"labels {part.path}: which column holds heights in metres? It has {known}; name one")
+        asked = feet[0]
+    part.column(asked)
     if _FEET_NAME.search(asked):
         raise InputError(f"labels {part.path}: column {asked} is in feet; multiply by 0.3048 and call it height_m")
-    _require(part, asked)
     return asked
 
 
 def _radius(part: Vectors, options: LabelOptions, sensor: str | None) -> Doubles:
+    """Radius of each footprint, metres: what is asked for, else a column of that name, else the sensor's."""
     if options.radius_column is not None:
-        return _numbers(part, options.radius_column)
+        return part.numbers(options.radius_column)
     if options.radius_m is not None:
         return np.full(len(part.frame), options.radius_m)
-    if options.sensor is None:
-        own = next((column for column in RADIUS_COLUMNS if column in part.frame), None)
-        if own is not None:
-            return _numbers(part, own)
-    name = (options.sensor or sensor or "").lower()
-    if name not in SENSOR_RADIUS_M:
-        said = f"sensor {options.sensor} is not known" if options.sensor else "nothing says the radius of a footprint"
-        raise ConfigError(f"labels {part.path}: {said}; give a radius in metres, its column, or one of "
-                          f"{', '.join(SENSOR_RADIUS_M)}")  # fmt: skip
+    own = next((name for name in RADIUS_COLUMNS if name in part.columns), None)
+    if options.sensor is None and own is not None:
+        return part.numbers(own)
+    name = options.sensor or sensor
+    if name is None:
+        raise ConfigError(
+            f"labels {part.path}: nothing says the radius of a footprint; give it in metres, its column, or the sensor "
+            f"({', '.join(SENSOR_RADIUS_M)})"
+        )
     return np.full(len(part.frame), SENSOR_RADIUS_M[name])
-
-
-def _check_heights(path: str, heights: Doubles) -> None:
-    low, high = int((heights < LOWEST_M).sum()), int((heights > HIGHEST_M).sum())
-    if low or high:
-        lowest = float(heights.min(initial=0))
-        raise InputError(heights_sentence(f"labels {path}", low, high, len(heights), lowest))

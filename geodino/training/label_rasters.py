@@ -143,10 +143,11 @@ def side_of(spots: Doubles) -> float:
 def sample_points(spots: Doubles) -> Iterator[npt.NDArray[np.int64]]:
     """(2, S, S) raster pixels under points that lie evenly in each pixel of a chip, one point after the other.
 
-    Their mean is that of the pixel's area: exact where a whole number of raster pixels makes one of the chip.
+    Their mean is that of the pixel's area: exact where a whole number of raster pixels makes one of the chip. Where
+    the raster is not finer there is one point, the pixel's centre.
     """
     side = side_of(spots)
-    count = math.ceil(side - 1e-6) * (1 if side > _FEW else 2)
+    count = 1 if side <= _FINER else math.ceil(side - 1e-6) * (1 if side > _FEW else 2)
     down, right = np.gradient(spots, axis=1), np.gradient(spots, axis=2)
     offsets = (np.arange(count) + 0.5) / count - 0.5
     for step_down in offsets:

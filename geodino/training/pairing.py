@@ -18,7 +18,7 @@ from pyproj import Transformer
 
 from geodino.aoi import AOI
 from geodino.grid import Grid, Window, by_code, choose_crs
-from geodino.polygons import WGS84
+from geodino.polygons import WGS84, same_crs
 from geodino.sources import Scene, Search, find_scenes
 from geodino.sources.warp import footprint_window
 
@@ -146,17 +146,17 @@ def _starts(first: int, stop: int, low: int, high: int, size: int, overlap: int)
     return [first + round(place * (length - size) / (count - 1)) for place in range(count)]
 
 
-@lru_cache(maxsize=256)
-def _mover(source: str, target: str) -> Transformer:
-    return Transformer.from_crs(source, target, always_xy=True)
+@lru_cache(maxsize=1024)
+def _mover(source: str, target: str) -> Transformer | None:
+    """The transformer between two CRSs, None where they mean the same; making one takes milliseconds."""
+    one, other = ProjCRS.from_user_input(source), ProjCRS.from_user_input(target)
+    return None if same_crs(one, other) else Transformer.from_crs(one, other, always_xy=True)
 
 
 def moved(xy: Points, source: ProjCRS | CRS, target: ProjCRS | CRS) -> Points:
     """(M, 2) x, y of one CRS in another; not finite where PROJ cannot."""
-    one, other = (ProjCRS.from_user_input(str(crs)) if isinstance(crs, CRS) else crs for crs in (source, target))
-    if one.equals(other, ignore_axis_order=True):
-        return xy
-    return np.column_stack(_mover(one.to_wkt(), other.to_wkt()).transform(xy[:, 0], xy[:, 1]))
+    mover = _mover(str(source), str(target))
+    return xy if mover is None else np.column_stack(mover.transform(xy[:, 0], xy[:, 1]))
 
 
 def scenes_over(

@@ -24,7 +24,6 @@ from geodino.training.label_rasters import (
     resampled,
     same_pixels,
     sample_points,
-    side_of,
     spots_in,
     window_under,
 )
@@ -232,11 +231,10 @@ def classes_on(raster: LabelRaster, cut: Cut, table: Mapping[int, int]) -> npt.N
         return np.full(cut.window.shape, UNKNOWN, np.uint8)
     classes = _classes(raster, window, table)
     spots = _from_corner(spots, window)
-    points = sample_points(spots) if side_of(spots) > 1 else iter([np.floor(np.nan_to_num(spots, nan=-1e9)).astype(int)])
     # The last row counts what is unknown.
     votes = np.zeros((len(set(table.values())) + 1, *cut.window.shape), np.uint16)
     ground = np.indices(cut.window.shape)
-    for rows, cols in points:
+    for rows, cols in sample_points(spots):
         inside = (rows >= 0) & (rows < window.height) & (cols >= 0) & (cols < window.width)
         seen = np.where(inside, classes[np.where(inside, rows, 0), np.where(inside, cols, 0)], UNKNOWN)
         votes[np.minimum(seen, len(votes) - 1), ground[0], ground[1]] += 1
