@@ -75,7 +75,7 @@ class ChipSet:
         Classify: (N,), index into `class_names`.
     table
         One row a chip: chip (unique), scene, place, split (`train`, `val` or empty), crs, west, north (CRS units, of
-        the north-west corner), date, licence, image_sha256, label_sha256.
+        the north-west corner), date, licence, image_sha256, label_sha256; then the other columns of the splits.
     sha256
         Of task, size, GSD, classes, imagery, labels and splits; the same on any machine, and of the same chips in
         whatever larger set.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,6 @@ PLACE_GAP_M = 30.0
 _SLACK = 0.995
 NAME_COLUMNS = ("scene", "chip", "id", "plot", "name")
 SPLITS = ("train", "val")
-_LICENCE_COLUMNS = ("licence", "license")
 # WGS84: equatorial radius in metres, and eccentricity squared.
 _RADIUS_M, _E2 = 6_378_137.0, 0.006_694_379_990_14
 
@@ -100,7 +100,7 @@ def _on_sphere(lonlat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def read_splits(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The rows of split files: name, split (`train`, `val` or empty), licence (empty where not said).
+    """The rows of split files: name, split (`train`, `val` or empty), licence, other columns; empty where not said.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def read_splits(paths: Sequence[str | Path]) -> pd.DataFrame:
         No such file or column, a split that is neither train nor val, a scene in two splits.
     """
     parts = [_split_file(Path(path)) for path in paths]
-    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"name": [], "split": [], "licence": []})
+    rows = pd.concat([pd.DataFrame({"name": [], "split": []}, dtype=object), *parts], ignore_index=True).fillna("")
     mixed = rows.groupby("name")["split"].nunique()
     if (mixed > 1).any():
         raise InputError(f"splits: {mixed.index[mixed > 1][0]} is in train and in val; give it one split")
@@ -136,8 +136,8 @@ def _split_file(path: Path) -> pd.DataFrame:
     if len(unknown):
         first = rows.loc[unknown.index[0], names[0]]
         raise InputError(f"splits {path}: split {unknown.iloc[0]!r} of {first} must be train, val or empty")
-    licence = next((rows[column].str.strip() for column in _LICENCE_COLUMNS if column in rows), "")
-    return pd.DataFrame({"name": rows[names[0]].str.strip(), "split": splits, "licence": licence})
+    more = rows.drop(columns=["split", "name"], errors="ignore").rename(columns={"license": "licence"})
+    return pd.DataFrame({"name": rows[names[0]].str.strip(), "split": splits, **more})
 
 
 def aliases(scenes: Sequence[str]) -> Mapping[str, str]:
@@ -200,7 +200,8 @@ def _draw(place: str, seed: int) -> float:
 def folds(table: pd.DataFrame, k: int, column: str = "place", seed: int = 0) -> npt.NDArray[np.int64]:
     """The fold of each chip, 0..k-1, for cross-validation by whole places or whole values of another column.
 
-    Groups go, the largest first, into the fold with the fewest chips, so folds are about even.
+    Groups go, the largest first, into the fold with the fewest chips, so folds are about even. Values that share a
+    place go together.
 
     Raises
     ------
@@ -209,12 +210,26 @@ def folds(table: pd.DataFrame, k: int, column: str = "place", seed: int = 0) -> 
     """
     if column not in table:
         raise ConfigError(f"the chips have no column {column}" + nearest(column, [str(c) for c in table.columns]))
-    sizes = table[column].astype(str).value_counts()
+    group_of = _groups(table["place"].astype(str).tolist(), table[column].astype(str).tolist())
+    sizes = Counter(group_of)
     if not 2 <= k <= len(sizes):
-        raise ConfigError(f"{k} folds cannot be made of {len(sizes)} {column}s; give 2 to {len(sizes)}")
+        raise ConfigError(f"{k} folds cannot be made of {len(sizes)} groups by {column}; give 2 to {len(sizes)}")
     fold_of: dict[str, int] = {}
     filled = [0] * k
-    for group in sorted(sizes.index, key=lambda group: (-sizes[group], _draw(group, seed))):
+    for group in sorted(sizes, key=lambda group: (-sizes[group], _draw(group, seed))):
         fold_of[group] = min(range(k), key=lambda fold: (filled[fold], fold))
-        filled[fold_of[group]] += int(sizes[group])
-    return np.array([fold_of[group] for group in table[column].astype(str)], np.int64)
+        filled[fold_of[group]] += sizes[group]
+    return np.array([fold_of[group] for group in group_of], np.int64)
+
+
+def _groups(places: Sequence[str], values: Sequence[str]) -> list[str]:
+    """For each chip the first of all values that are linked to its own by places they share."""
+    place_codes, value_codes = (np.unique(labels, return_inverse=True)[1] for labels in (places, values))
+    shape = (place_codes.max() + 1 + value_codes.max() + 1,) * 2
+    links = coo_array((np.ones(len(values)), (place_codes, place_codes.max() + 1 + value_codes)), shape=shape)
+    _, groups = connected_components(links, directed=False)
+    own = groups[place_codes]
+    first: dict[int, str] = {}
+    for group, value in zip(own.tolist(), values, strict=True):
+        first[group] = min(value, first.get(group, value))
+    return [first[group] for group in own]

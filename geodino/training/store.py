@@ -72,7 +72,9 @@ class ChipWriter:
             np.save(self._folder / f"{name}.npy", np.concatenate([empty, *parts]))
             np.save(self._folder / f"{name}_stops.npy", np.cumsum([len(part) for part in parts]))
         image, label = zip(*self._hashes, strict=True)
-        table.assign(image_sha256=image, label_sha256=label)[list(COLUMNS)].to_parquet(self._folder / "table.parquet")
+        whole = table.assign(image_sha256=image, label_sha256=label)
+        more = [column for column in whole if column not in COLUMNS]
+        whole[[*COLUMNS, *more]].to_parquet(self._folder / "table.parquet")
         facts = {
             "format": FORMAT, "task": self._task, "size": self._size, "gsd_m": self._gsd_m, "count": len(self),
             "class_names": list(class_names), "arrays": sorted([*self._files, *self._ragged]),

@@ -67,7 +67,7 @@ def read_vectors(path: str, layer: str | None, dropped: Counter[str]) -> Vectors
         drawn = read_drawn(Path(path), layer)
     except AOIError as error:
         # The reader of AOIs is used for its care with CRSs and damaged files; only the name of the option differs.
-        raise InputError(f"labels {str(error).replace('--aoi-layer', '--layer')}") from error
+        raise InputError(f"labels {str(error).replace('--aoi-layer', '--label-layer')}") from error
     crs = drawn.declared or drawn.implied
     if crs is None:
         raise InputError(f"labels {path} have no CRS; set it: ogr2ogr -a_srs EPSG:... NEW {path}")

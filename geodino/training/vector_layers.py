@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import shapely
@@ -175,6 +175,8 @@ class PlotLayer:
 
     features: Features
     value: Ints
+    # Plots by scene and window.
+    _cuts: dict[str, dict[Window, list[int]]] = field(default_factory=dict, repr=False)
 
     @property
     def count(self) -> int:
@@ -185,20 +187,21 @@ class PlotLayer:
 
     def bound(self, known: Mapping[str, str]) -> tuple[PlotLayer, int]:
         features, lost = self.features.bound(known)
-        return replace(self, features=features), lost
+        return PlotLayer(features, self.value), lost
 
     def boxes(self) -> Doubles:
         return self.features.boxes()
 
     def windows(self, frame: Frame, size: int) -> tuple[Window, ...]:
-        _, spots = self.features.points_in(frame, frame.extent)
-        return tuple(dict.fromkeys(_centred(frame, spot, size) for spot in spots))
+        rows, spots = self.features.points_in(frame, frame.extent)
+        found = self._cuts[frame.name] = {}
+        for row, spot in zip(rows.tolist(), spots, strict=True):
+            found.setdefault(_centred(frame, spot, size), []).append(row)
+        return tuple(found)
 
     def burn(self, cut: Cut) -> Burnt | None:
         """The label of the plot in a chip's middle, and the plot's pixels (of a point all); None where two disagree."""
-        rows, spots = self.features.points_in(cut.frame, cut.frame.extent)
-        mine = [_centred(cut.frame, spot, cut.window.width) == cut.window for spot in spots]
-        rows = rows[mine]
+        rows = np.array(self._cuts[cut.frame.name][cut.window])
         if len(set(self.value[rows].tolist())) != 1:
             return None
         shapes = self.features.on(cut.frame.crs)[rows]
