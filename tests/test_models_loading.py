@@ -266,7 +266,9 @@ def test_a_fine_tuned_model_has_its_own_gsd_and_no_address_of_the_original(name:
 )
 def test_a_backbone_is_no_canopy_model(network_class: type, config: object, tmp_path: Path) -> None:
     folder = save(randomise(network_class(config)), tmp_path / "mine")
-    with pytest.raises(ModelError, match=r"mine is a backbone without a head, .*: use chmv2 or nano, or `geodino train canopy`$"):
+    with pytest.raises(
+        ModelError, match=r"mine is a backbone without a head, .*: use chmv2 or nano, or `geodino train canopy`$"
+    ):
         load_model(folder)
     with pytest.raises(ModelError, match=r"mine is a backbone without a head"):
         facts_of(folder)

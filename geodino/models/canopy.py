@@ -18,6 +18,9 @@ Validity must come from the imagery, never from the prediction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import torch
 from torch.nn import functional
 from transformers import CHMv2Config, CHMv2ForDepthEstimation
@@ -35,6 +38,15 @@ METRES = 8.0
 # Pixels whose 256 logits are held at once: on a CPU 4 MiB, so that they stay in the cache, else 256 MiB.
 _CPU_CHUNK = 4096
 _CHUNK = 262_144
+
+
+class DPT(Protocol):
+    """What holds CHMv2's head: the model itself, or a head of ours."""
+
+    @property
+    def head(self) -> Any: ...
+    @property
+    def config(self) -> Any: ...
 
 
 def canopy_forward(model: CHMv2ForDepthEstimation, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +69,12 @@ def canopy_forward(model: CHMv2ForDepthEstimation, pixels: torch.Tensor) -> tupl
         norm_all=config.backbone_config.apply_layernorm,
     )
     rows, cols = pixels.shape[-2] // config.patch_size, pixels.shape[-1] // config.patch_size
-    with torch.autocast(pixels.device.type, enabled=False):
+    return canopy_from_taps(model, taps, rows, cols)
+
+
+def canopy_from_taps(model: DPT, taps: Sequence[Tap], rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Height and spread from the tokens of `rows` x `cols` patches, as `canopy_forward`."""
+    with torch.autocast(taps[0].patches.device.type, enabled=False):
         levels = [
             _reassemble(model, index, Tap(tap.patches.float(), tap.cls.float()), rows, cols)
             for index, tap in enumerate(taps)
@@ -90,7 +107,7 @@ def height_bins(config: CHMv2Config, device: torch.device) -> torch.Tensor:
     return METRES * (log_share * log + (1.0 - log_share) * linear)
 
 
-def _reassemble(model: CHMv2ForDepthEstimation, index: int, tap: Tap, rows: int, cols: int) -> torch.Tensor:
+def _reassemble(model: DPT, index: int, tap: Tap, rows: int, cols: int) -> torch.Tensor:
     """One level as an image, (B, fusion channels, its rows, its cols), channels last in memory."""
     stage = model.head.reassemble_stage
     patches, cls = tap
@@ -107,7 +124,7 @@ def _reassemble(model: CHMv2ForDepthEstimation, index: int, tap: Tap, rows: int,
     return level
 
 
-def _decode(model: CHMv2ForDepthEstimation, levels: list[torch.Tensor]) -> torch.Tensor:
+def _decode(model: DPT, levels: list[torch.Tensor]) -> torch.Tensor:
     """The levels fused from the coarsest up, then the full-size features that the bins are read from."""
     fused = None
     for fusion, level in zip(model.head.fusion_layers, reversed(levels), strict=True):
@@ -124,7 +141,7 @@ def _decode(model: CHMv2ForDepthEstimation, levels: list[torch.Tensor]) -> torch
     return features
 
 
-def _height_and_spread(model: CHMv2ForDepthEstimation, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _height_and_spread(model: DPT, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation over the bins, from the last convolution's input (B, C, H, W)."""
     batch, channels, height, width = features.shape
     to_logits = model.head.conv_depth.head[-1]

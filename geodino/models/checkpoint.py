@@ -82,7 +82,7 @@ def build(
     bf16: bool = False,
 ) -> PreTrainedModel:
     """A network with exactly the given weights, or those of the `source` folder; ModelError names any difference."""
-    with _silent_transformers():
+    with silent_transformers():
         network, found = network_class.from_pretrained(
             source if weights is None else None,
             config=config,
@@ -169,7 +169,7 @@ def statistics_of(folder: Path) -> tuple[tuple[float, float, float], tuple[float
 
 
 @contextmanager
-def _silent_transformers() -> Iterator[None]:
+def silent_transformers() -> Iterator[None]:
     """Keeps transformers from drawing a progress bar and a table of the differences that we raise ourselves."""
     verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -185,7 +185,7 @@ def _silent_transformers() -> Iterator[None]:
 def _config(folder: Path, network_class: type[PreTrainedModel]) -> PreTrainedConfig:
     """What config.json says, once a network without memory could be built from it; ModelError if none can."""
     try:
-        with _silent_transformers(), torch.device("meta"):
+        with silent_transformers(), torch.device("meta"):
             config = network_class.config_class.from_pretrained(folder, local_files_only=True)
             network_class(config)
     except _NONSENSE as error:

@@ -3,9 +3,10 @@
 | task | kind | reads | gives |
 |---|---|---|---|
 | canopy | linear | last tokens, 16 px | a distribution over heights |
+| canopy | dpt | four levels of tokens, 16 px | CHMv2's distribution over 256 heights at every pixel |
 | canopy | pyramid | pyramid, 2 px | a distribution over heights |
 | trees | density | pyramid, 2 px | heat, offsets and density of trees |
-| segment | linear, pyramid | last tokens, or pyramid | a logit a class |
+| segment | linear, pyramid | last tokens, or pyramid, 2 px | a logit a class |
 | classify | linear | [CLS] | a logit a class |
 
 Trees follow CenterNet (Zhou et al. 2019, arXiv:1904.07850): a heat map whose peaks are the trees, and where in its cell
@@ -16,14 +17,18 @@ each stands. A density beside it, trees a cell, integrates to the count. Heights
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import CHMv2Config, CHMv2ForDepthEstimation, DINOv3ViTConfig
 
-from geodino.models.pyramid import ConvNorm
+from geodino.models.canopy import canopy_from_taps
+from geodino.models.canopy import height_bins as chmv2_bins
+from geodino.models.dinov3 import Tap
+from geodino.models.pyramid import ConvNorm, Decoder, Levels, PyramidConfig
 
 # The focal loss begins with little heat everywhere (arXiv:1708.02002, section 4.1).
 _FIRST_HEAT = 0.05
@@ -36,7 +41,7 @@ _FIRST_HEIGHT_M = 8.0
 
 # Which kinds of head each task has.
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "canopy": ("linear", "pyramid"),
+    "canopy": ("linear", "dpt", "pyramid"),
     "trees": ("density",),
     "segment": ("linear", "pyramid"),
     "classify": ("linear",),
@@ -71,12 +76,13 @@ class HeightMaps(NamedTuple):
 
 
 class TreeHead(nn.Module):
-    """The pyramid's features to trees."""
+    """The pyramid's levels to trees."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, config: PyramidConfig) -> None:
         super().__init__()
-        self.hidden = ConvNorm(width, width)
-        self.out = nn.Conv2d(width, 4, 1)
+        self.decoder = Decoder(config)
+        self.hidden = ConvNorm(config.width, config.width)
+        self.out = nn.Conv2d(config.width, 4, 1)
 
     def begin(self) -> None:
         """Set the last layer to what is known before any training: few cells hold a tree."""
@@ -85,19 +91,19 @@ class TreeHead(nn.Module):
             first = [math.log(_FIRST_HEAT / (1 - _FIRST_HEAT)), math.log(math.expm1(_FIRST_DENSITY)), 0.0, 0.0]
             _bias(self.out).copy_(torch.tensor(first))
 
-    def forward(self, features: torch.Tensor) -> TreeMaps:
-        hidden = self.hidden(features).float()
+    def forward(self, levels: Levels) -> TreeMaps:
+        hidden = self.hidden(self.decoder(levels)).float()
         with torch.autocast(hidden.device.type, enabled=False):
             found = self.out(hidden)
             return TreeMaps(found[:, 0], functional.softplus(found[:, 1]), found[:, 2:])
 
 
 class HeightHead(nn.Module):
-    """Features to a distribution over heights."""
+    """Tokens (B, D, h, w), or the pyramid's levels, to a distribution over heights."""
 
-    def __init__(self, width: int, *, bins: int, highest_m: float, convolve: bool) -> None:
+    def __init__(self, source: int | PyramidConfig, *, bins: int, highest_m: float) -> None:
         super().__init__()
-        self.hidden = ConvNorm(width, width) if convolve else nn.BatchNorm2d(width)
+        self.hidden, width = _reader(source)
         self.out = nn.Conv2d(width, bins, 1)
         self.bins, self.highest_m = bins, highest_m
 
@@ -107,8 +113,8 @@ class HeightHead(nn.Module):
             self.out.weight.mul_(0.1)
             _bias(self.out).copy_(0.05 + torch.exp(-height_bins(self.bins, self.highest_m) / _FIRST_HEIGHT_M))
 
-    def forward(self, features: torch.Tensor) -> HeightMaps:
-        hidden = self.hidden(features).float()
+    def forward(self, seen: torch.Tensor | Levels) -> HeightMaps:
+        hidden = self.hidden(seen).float()
         with torch.autocast(hidden.device.type, enabled=False):
             mass = functional.relu(self.out(hidden)) + FLOOR
             bins = height_bins(self.bins, self.highest_m).to(mass.device)
@@ -118,17 +124,72 @@ class HeightHead(nn.Module):
             return HeightMaps(mean, (second / total - mean.square()).clamp_min(1e-8).sqrt())
 
 
-class ClassHead(nn.Module):
-    """Features (B, C, h, w) or (B, C) to a logit a class."""
+class DPTHead(nn.Module):
+    """CHMv2's head, trainable: transformers' own class refuses labels (modeling_chmv2.py 405-407)."""
 
-    def __init__(self, width: int, classes: int, *, dense: bool) -> None:
+    def __init__(self, backbone: DINOv3ViTConfig, taps: Sequence[int], *, bins: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(width) if dense else nn.BatchNorm1d(width)
-        self.out: nn.Module = nn.Conv2d(width, classes, 1) if dense else nn.Linear(width, classes)
+        # CHMv2's widths for ViT-L, and in proportion for narrower backbones.
+        fusion = min(backbone.hidden_size // 4, 256)
+        made = CHMv2Config(
+            backbone_config=DINOv3ViTConfig(**{**_plain(backbone), "out_indices": list(taps)}),
+            post_process_channels=[fusion // 2, fusion, 2 * fusion, 4 * fusion],
+            fusion_hidden_size=fusion,
+            head_hidden_size=max(fusion // 2, 32),
+            number_output_channels=bins,
+        )
+        self.config = made
+        with torch.device("meta"):
+            empty = CHMv2ForDepthEstimation(made).head
+        self.head = empty.to_empty(device=torch.get_default_device())
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.out(self.norm(features)).float()
+    def begin(self) -> None:
+        """Start with a signal that lives in narrow layers, and every bin alive, the low ones heavier."""
+        for layer in self.head.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        for fusion in self.head.fusion_layers:
+            with torch.no_grad():
+                fusion.residual_layer2.convolution2.weight.mul_(0.1)
+        last = self.head.conv_depth.head[-1]
+        with torch.no_grad():
+            last.weight.mul_(0.05)
+            last.bias.copy_(0.05 + torch.exp(-chmv2_bins(self.config, last.bias.device) / _FIRST_HEIGHT_M))
+
+    def forward(self, taps: Sequence[Tap], rows: int, cols: int) -> HeightMaps:
+        return HeightMaps(*canopy_from_taps(self, taps, rows, cols))
+
+
+class ClassHead(nn.Module):
+    """Tokens (B, D, h, w), the pyramid's levels, or [CLS] (B, D), to a logit a class."""
+
+    def __init__(self, source: int | PyramidConfig, classes: int, *, dense: bool) -> None:
+        super().__init__()
+        if dense:
+            self.hidden, width = _reader(source)
+            self.out: nn.Module = nn.Conv2d(width, classes, 1)
+        else:
+            assert isinstance(source, int)
+            self.hidden, self.out = nn.BatchNorm1d(source), nn.Linear(source, classes)
+
+    def forward(self, seen: torch.Tensor | Levels) -> torch.Tensor:
+        logits: torch.Tensor = self.out(self.hidden(seen)).float()
         return logits
+
+
+def _reader(source: int | PyramidConfig) -> tuple[nn.Module, int]:
+    """What comes before a head's last layer, and how many channels it gives: batch norm, or a decoder."""
+    if isinstance(source, int):
+        return nn.BatchNorm2d(source), source
+    return nn.Sequential(Decoder(source), ConvNorm(source.width, source.width)), source.width
+
+
+def _plain(config: DINOv3ViTConfig) -> dict[str, Any]:
+    """A config's values, without what transformers adds to them."""
+    derived = ("model_type", "architectures", "out_features", "out_indices", "stage_names")
+    return {key: value for key, value in config.to_dict().items() if key not in derived}
 
 
 def _bias(layer: nn.Conv2d) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """A DINOv3 backbone with heads of geodino's own: one pass, any of canopy, trees, segment and classify.
 
-    image -> backbone -> taps ─┬─────────────> linear heads
-      └──────────> pyramid ────┴─> features -> pyramid heads
+    image -> backbone -> taps ─┬─> linear heads
+      └──────────> pyramid ────┴─> levels -> pyramid heads
 
 Saved and loaded as any model of transformers: config.json and model.safetensors.
 """
@@ -18,7 +18,7 @@ from transformers import AutoConfig, DINOv3ViTConfig, DINOv3ViTModel, PreTrained
 
 from geodino.errors import ModelError
 from geodino.models.dinov3 import Tap, vit_taps
-from geodino.models.heads import KINDS, ON_PYRAMID, ClassHead, HeightHead, HeightMaps, TreeHead, TreeMaps
+from geodino.models.heads import KINDS, ON_PYRAMID, ClassHead, DPTHead, HeightHead, HeightMaps, TreeHead, TreeMaps
 from geodino.models.pyramid import Pyramid, PyramidConfig
 
 MODEL_TYPE = "geodino"
@@ -108,15 +108,18 @@ class HeadedNetwork(PreTrainedModel):  # type: ignore[misc]
     def read(self, images: torch.Tensor, taps: Sequence[Tap], tasks: Sequence[str] | None = None) -> Outputs:
         """What the heads say, given the tokens; these may come from a cache."""
         asked = list(self.heads) if tasks is None else list(tasks)
-        features = None
+        levels = None
         if self.pyramid is not None and any(self.config.heads[task]["kind"] in ON_PYRAMID for task in asked):
-            features = self.pyramid(images, [tap.patches for tap in taps])
+            levels = self.pyramid(images, [tap.patches for tap in taps])
         patch = self.config.patch_size
         rows, cols = images.shape[-2] // patch, images.shape[-1] // patch
         last = taps[-1].patches.transpose(1, 2).reshape(len(images), -1, rows, cols)
         found: Outputs = {}
         for task in asked:
-            seen = features if self.config.heads[task]["kind"] in ON_PYRAMID else last
+            if self.config.heads[task]["kind"] == "dpt":
+                found[task] = self.heads[task](taps, rows, cols)
+                continue
+            seen = levels if self.config.heads[task]["kind"] in ON_PYRAMID else last
             found[task] = self.heads[task](taps[-1].cls if task == "classify" else seen)
         return found
 
@@ -124,7 +127,7 @@ class HeadedNetwork(PreTrainedModel):  # type: ignore[misc]
 def begin_head(network: HeadedNetwork, task: str) -> None:
     """Set a fresh head's last layer to what is known before any training."""
     match network.heads[task]:
-        case TreeHead() | HeightHead() as head:
+        case TreeHead() | HeightHead() | DPTHead() as head:
             head.begin()
 
 
@@ -153,15 +156,18 @@ def _head(config: HeadedConfig, task: str, wanted: dict[str, Any]) -> nn.Module:
     if task not in KINDS or kind not in KINDS[task]:
         known = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in KINDS.items())
         raise ModelError(f"head {kind} for {task} is unknown: {known}")
-    on_pyramid = kind in ON_PYRAMID
-    if on_pyramid and config.pyramid is None:
+    pyramid = config.pyramid_config()
+    if kind in ON_PYRAMID and pyramid is None:
         raise ModelError(f"head {kind} for {task} needs a pyramid in config.json")
-    width = int(config.pyramid["width"]) if on_pyramid and config.pyramid else int(config.backbone_config.hidden_size)
+    source = pyramid if kind in ON_PYRAMID and pyramid else int(config.backbone_config.hidden_size)
     if task == "trees":
-        return TreeHead(width)
+        assert pyramid is not None
+        return TreeHead(pyramid)
+    if kind == "dpt":
+        return DPTHead(config.backbone_config, config.taps, bins=int(wanted["bins"]))
     if task == "canopy":
-        return HeightHead(width, bins=int(wanted["bins"]), highest_m=float(wanted["highest_m"]), convolve=on_pyramid)
-    return ClassHead(width, len(wanted["classes"]), dense=task == "segment")
+        return HeightHead(source, bins=int(wanted["bins"]), highest_m=float(wanted["highest_m"]))
+    return ClassHead(source, len(wanted["classes"]), dense=task == "segment")
 
 
 AutoConfig.register(MODEL_TYPE, HeadedConfig)

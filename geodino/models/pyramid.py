@@ -2,20 +2,21 @@
 
 A patch of 16 px is 9.6 m at 0.6 m a pixel, and trees stand closer than that: in the towns of urban-trees a fifth have
 their nearest neighbour within 5 m. So a small convolutional pyramid looks at the image itself, at 1/2, 1/4, 1/8 and
-1/16 of its resolution; the tokens join it at 1/16, and the sum is brought back up to 1/2. The idea is the spatial prior
-of ViT-Adapter (Chen et al. 2023, arXiv:2205.08534), without its attention.
+1/16 of its resolution; the tokens join it at 1/16, and each head brings the levels back up to 1/2. The idea is the
+spatial prior of ViT-Adapter (Chen et al. 2023, arXiv:2205.08534), without its attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-# Cells of the pyramid's output, pixels of the image.
+# Cells of what a decoder gives, pixels of the image.
 CELL = 2
 
 
@@ -45,8 +46,17 @@ class PyramidConfig:
     blocks: tuple[int, int, int] = (1, 1, 1)
 
 
+class Levels(NamedTuple):
+    """An image at 1/2, 1/4, 1/8 and 1/16, the last joined with the tokens; each (B, C, h, w)."""
+
+    half: torch.Tensor
+    quarter: torch.Tensor
+    eighth: torch.Tensor
+    sixteenth: torch.Tensor
+
+
 class Pyramid(nn.Module):
-    """Tokens and image to (B, width, H / 2, W / 2)."""
+    """Image and tokens to levels; what all heads that read it share."""
 
     def __init__(self, config: PyramidConfig) -> None:
         super().__init__()
@@ -58,16 +68,8 @@ class Pyramid(nn.Module):
         # Each tap has a norm of its own: the levels of a frozen backbone differ in scale.
         self.norms = nn.ModuleList(nn.LayerNorm(config.token_width) for _ in range(config.taps))
         self.join = nn.Linear(config.taps * config.token_width, sixteenth)
-        self.mix = ConvNorm(sixteenth, eighth)
-        self.up_eighth = ConvNorm(eighth, eighth)
-        self.narrow = nn.Conv2d(eighth, config.middle, 1)
-        self.lateral = nn.Conv2d(quarter, config.middle, 1)
-        self.up_quarter = nn.Sequential(ConvNorm(config.middle, config.middle), ConvNorm(config.middle, config.middle))
-        self.unfold = nn.Sequential(nn.Conv2d(config.middle, 4 * config.width, 1), nn.PixelShuffle(2))
-        self.lateral_half = nn.Conv2d(half, config.width, 1)
-        self.up_half = ConvNorm(config.width, config.width)
 
-    def forward(self, images: torch.Tensor, taps: Sequence[torch.Tensor]) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, taps: Sequence[torch.Tensor]) -> Levels:
         """Join them.
 
         Parameters
@@ -84,10 +86,29 @@ class Pyramid(nn.Module):
         tokens = self.join(torch.cat([norm(tap) for norm, tap in zip(self.norms, taps, strict=True)], dim=-1))
         rows, cols = sixteenth.shape[-2:]
         tokens = tokens.transpose(1, 2).reshape(len(images), -1, rows, cols)
-        low = self.mix(functional.relu(sixteenth + tokens))
-        middle = self.up_eighth(_doubled(low) + eighth)
-        low = self.up_quarter(_doubled(self.narrow(middle)) + self.lateral(quarter))
-        found: torch.Tensor = self.up_half(self.unfold(low) + self.lateral_half(half))
+        return Levels(half, quarter, eighth, functional.relu(sixteenth + tokens))
+
+
+class Decoder(nn.Module):
+    """Levels back up to (B, width, H / 2, W / 2); each head that reads the pyramid has its own."""
+
+    def __init__(self, config: PyramidConfig) -> None:
+        super().__init__()
+        half, quarter, eighth, sixteenth = config.widths
+        self.mix = ConvNorm(sixteenth, eighth)
+        self.up_eighth = ConvNorm(eighth, eighth)
+        self.narrow = nn.Conv2d(eighth, config.middle, 1)
+        self.lateral = nn.Conv2d(quarter, config.middle, 1)
+        self.up_quarter = nn.Sequential(ConvNorm(config.middle, config.middle), ConvNorm(config.middle, config.middle))
+        self.unfold = nn.Sequential(nn.Conv2d(config.middle, 4 * config.width, 1), nn.PixelShuffle(2))
+        self.lateral_half = nn.Conv2d(half, config.width, 1)
+        self.up_half = ConvNorm(config.width, config.width)
+
+    def forward(self, levels: Levels) -> torch.Tensor:
+        """From the coarsest level up."""
+        eighth = self.up_eighth(_doubled(self.mix(levels.sixteenth)) + levels.eighth)
+        quarter = self.up_quarter(_doubled(self.narrow(eighth)) + self.lateral(levels.quarter))
+        found: torch.Tensor = self.up_half(self.unfold(quarter) + self.lateral_half(levels.half))
         return found
 
 

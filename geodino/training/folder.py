@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from geodino.models.catalog import DINOV3_LICENCE, Licence
+from geodino.models.checkpoint import silent_transformers
 from geodino.models.files import sha256_of
 from geodino.training.chipset import ChipSet
 from geodino.training.recipe import Recipe
@@ -55,7 +56,8 @@ def write_model_folder(out: Path, done: Finished) -> dict[str, Any]:
     if task == "trees":
         network.config.heads[task] |= {name: done.chosen[name] for name in ("threshold", "spacing")}
     network.config.architectures = [type(network).__name__]
-    network.to("cpu").save_pretrained(out)
+    with silent_transformers():
+        network.to("cpu").save_pretrained(out)
     weights = out / "model.safetensors"
     # safetensors writes for the owner alone, and others must read it.
     weights.chmod(0o644)
@@ -73,7 +75,7 @@ def write_model_folder(out: Path, done: Finished) -> dict[str, Any]:
         "licence_url": licence.url,
         "demonstration": done.options.demonstration,
     }
-    record = record_of(done, sha256_of([weights]), earlier=_earlier(out))
+    record = record_of(done, sha256_of([weights]))
     _write_json(out / "preprocessor_config.json", preprocessor)
     _write_json(out / "training.json", record)
     (out / "README.md").write_text(card(done, record, licence), encoding="utf-8")
@@ -88,7 +90,7 @@ def licence_of(done: Finished) -> Licence:
     return Licence(done.options.data_licence or done.start.row.licence.name, "")
 
 
-def record_of(done: Finished, weights_sha256: str, *, earlier: list[Any]) -> dict[str, Any]:
+def record_of(done: Finished, weights_sha256: str) -> dict[str, Any]:
     """What training.json holds: everything needed to do it again, and how it went."""
     table = done.chips.table
     return {
@@ -121,7 +123,6 @@ def record_of(done: Finished, weights_sha256: str, *, earlier: list[Any]) -> dic
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
         },
-        "earlier": earlier,
     }
 
 
@@ -196,11 +197,6 @@ def draw_curve(done: Finished, path: Path) -> None:
         lines, [str(line.get_label()) for line in lines], loc="upper center", bbox_to_anchor=(0.5, 1.12), ncol=2
     )
     figure.savefig(path, dpi=120)
-
-
-def _earlier(out: Path) -> list[Any]:
-    """Nothing yet stands in the folder, or the record of a training that this one replaces."""
-    return []
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

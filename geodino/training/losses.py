@@ -23,6 +23,7 @@ SILOG_FORGIVEN = 0.15
 # Metres: the log loss must not see differences below what a lidar sees.
 SILOG_FLOOR_M = 0.5
 CHARBONNIER_M = 1.0
+TALL_SHARE = 0.98
 
 FOCAL_POWER, FOCAL_REDUCTION = 2, 4
 OFFSET_WEIGHT, DENSITY_WEIGHT = 0.5, 0.25
@@ -104,19 +105,24 @@ def canopy_loss(
     return loss
 
 
-def footprint_loss(found: HeightMaps, inside: torch.Tensor, heights: torch.Tensor) -> torch.Tensor:
-    """The loss of footprints: 98th percentile of the map within each against its height.
+def footprint_loss(found: HeightMaps, disc: torch.Tensor, tallest: torch.Tensor) -> torch.Tensor:
+    """The loss of footprints: the 98th percentile of the map within each against its height.
+
+    What spaceborne lidar is compared with (arXiv:2603.06382, section 4): the tallest return, not the mean.
 
     Parameters
     ----------
-    inside
-        Bool (M, H, W) for M footprints, each with the image it lies on in `which` order of the caller's gather.
-    heights
-        (M,) metres.
+    disc
+        (B, H, W) int64: number of the footprint that holds a pixel, from 1; 0 outside.
+    tallest
+        (B, M) metres, NaN where there is no footprint of that number.
     """
-    maps = found.height
-    tallest = torch.stack([torch.quantile(m[i].float(), 0.98) for m, i in zip(maps, inside, strict=True)])
-    return charbonnier(tallest - heights).mean()
+    height = enlarged(found.height, disc.shape[-2:])
+    apart = [
+        height[b][disc[b] == k + 1].quantile(TALL_SHARE) - tallest[b, k]
+        for b, k in torch.isfinite(tallest).nonzero().tolist()
+    ]
+    return charbonnier(torch.stack(apart)).mean() if apart else height.sum() * 0
 
 
 def enlarged(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:

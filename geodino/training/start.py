@@ -33,8 +33,10 @@ NEW_VIT = {
 }
 PYRAMID = {"widths": [32, 64, 128, 256], "middle": 96, "width": 48, "blocks": [2, 2, 1]}
 BINS, HIGHEST_M = 64, 96.0
-# Blocks at which the heads look, as shares of the depth.
+# Blocks at which the heads look, as shares of the depth: CHMv2's four for its own head.
 TAPS = (0.5, 1.0)
+DPT_TAPS = (0.25, 0.5, 0.75, 1.0)
+DPT_BINS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,7 @@ def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int)
         vit = _vit_config(source, start_row)
     config = HeadedConfig(
         vit,
-        taps=[max(1, round(share * vit.num_hidden_layers)) for share in TAPS],
+        taps=[max(1, round(share * vit.num_hidden_layers)) for share in (DPT_TAPS if head == "dpt" else TAPS)],
         pyramid=PYRAMID if head in ON_PYRAMID else None,
         heads={task: _head_config(task, head, chips)},
     )
@@ -129,6 +131,8 @@ def trained_prefixes(start: Start, *, finetune: bool) -> tuple[str, ...]:
 def _with_head(network: HeadedNetwork, start_row: ModelRow, sha256: str, task: str, head: str, chips: ChipSet) -> Start:
     """The network with one head more, or a fresh one in the place of its own; all else stays."""
     config = network.config
+    if head == "dpt" and len(config.taps) != len(DPT_TAPS):
+        raise ModelError(f"a dpt head looks at {len(DPT_TAPS)} levels, and {start_row.name} has {len(config.taps)}")
     heads = {**config.heads, task: _head_config(task, head, chips)}
     pyramid = config.pyramid or (PYRAMID if head in ON_PYRAMID else None)
     grown = HeadedNetwork(HeadedConfig(config.backbone_config, config.taps, pyramid, heads))
@@ -143,7 +147,7 @@ def _with_head(network: HeadedNetwork, start_row: ModelRow, sha256: str, task: s
 
 def _head_config(task: str, head: str, chips: ChipSet) -> dict[str, Any]:
     if task == "canopy":
-        return {"kind": head, "bins": BINS, "highest_m": HIGHEST_M}
+        return {"kind": head, "bins": DPT_BINS if head == "dpt" else BINS, "highest_m": HIGHEST_M}
     if task == "trees":
         return {"kind": head}
     return {"kind": head, "classes": list(chips.class_names)}

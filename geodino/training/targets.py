@@ -20,6 +20,8 @@ Targets = dict[str, torch.Tensor]
 HEAT_SIGMA = 1.25
 _REACH = 6
 UNKNOWN_CLASS = 255
+# Of a crop; more are left out.
+MOST_FOOTPRINTS = 64
 
 
 def targets(chips: ChipSet, index: int, look: Look) -> Targets:
@@ -28,12 +30,32 @@ def targets(chips: ChipSet, index: int, look: Look) -> Targets:
 
 
 def canopy_targets(chips: ChipSet, index: int, look: Look) -> Targets:
-    """`height` (S, S) metres and `known` (S, S)."""
+    """`height` (S, S) metres and `known` (S, S); of footprints `disc` (S, S), their numbers, and `tallest`, metres."""
+    labelled = torch.from_numpy(np.asarray(chips.labelled[index])[None].astype(np.float32))
+    if chips.footprints is not None:
+        return _footprint_targets(chips.footprints[index], see_labels(labelled, look)[0] > 0.5, look)
     assert chips.heights is not None
-    labelled = np.asarray(chips.labelled[index])
-    layers = np.stack([np.where(labelled, chips.heights[index], 0), labelled]).astype(np.float32)
-    height, known = see_labels(torch.from_numpy(layers), look)
+    heights = torch.from_numpy(np.nan_to_num(np.asarray(chips.heights[index]))[None])
+    height, known = see_labels(torch.cat([heights, labelled]), look)
     return {"height": height, "known": known > 0.5}
+
+
+def _footprint_targets(footprints: npt.NDArray[np.float32], seen: torch.Tensor, look: Look) -> Targets:
+    """Each footprint that a crop holds whole, as a disc of its number; where two overlap the first has the pixel."""
+    disc = np.zeros((look.size, look.size), np.int64)
+    tallest = np.full(MOST_FOOTPRINTS, np.nan, np.float32)
+    rows, cols = np.indices(disc.shape) + 0.5
+    number = 0
+    for (x, y), radius, height in zip(look.points(footprints[:, :2]), footprints[:, 2], footprints[:, 3], strict=True):
+        reach = radius / look.scale
+        if not (reach <= x <= look.size - reach and reach <= y <= look.size - reach) or number == MOST_FOOTPRINTS:
+            continue
+        inside = ((cols - x) ** 2 + (rows - y) ** 2 <= reach**2) & (disc == 0)
+        if inside.any():
+            disc[inside] = number + 1
+            tallest[number] = height
+            number += 1
+    return {"disc": torch.from_numpy(disc), "tallest": torch.from_numpy(tallest), "known": seen}
 
 
 def tree_targets(chips: ChipSet, index: int, look: Look) -> Targets:

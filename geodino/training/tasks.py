@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from geodino.models.precision import autocast
 from geodino.models.pyramid import CELL
 from geodino.training.augment import plain_look
 from geodino.training.chipset import ChipSet, Task
-from geodino.training.losses import TreeTargets, canopy_loss, enlarged, tree_loss
+from geodino.training.losses import TALL_SHARE, TreeTargets, canopy_loss, enlarged, footprint_loss, tree_loss
 from geodino.training.targets import UNKNOWN_CLASS, Targets, targets
 from geodino.trees import find_peaks
 
@@ -49,6 +49,8 @@ class TaskRow(NamedTuple):
 
 
 def _canopy_loss(found: HeightMaps, wanted: Targets, progress: float, silog: bool) -> torch.Tensor:
+    if "disc" in wanted:
+        return footprint_loss(found, wanted["disc"], wanted["tallest"])
     return canopy_loss(found, wanted["height"], wanted["known"], progress, silog=silog)
 
 
@@ -70,7 +72,6 @@ def _classify_loss(found: torch.Tensor, wanted: Targets, progress: float, silog:
 
 def _by_height(chips: ChipSet, indices: np.ndarray) -> Sequence[np.ndarray]:
     """Chips by the class of their tall canopy, the 95th percentile of the known heights."""
-    assert chips.heights is not None
     tall = _tall_of(chips)[indices]
     return [found for low, high in pairwise(HEIGHT_CLASSES) if len(found := indices[(tall >= low) & (tall < high)])]
 
@@ -79,12 +80,13 @@ _TALL: dict[str, np.ndarray] = {}
 
 
 def _tall_of(chips: ChipSet) -> np.ndarray:
-    assert chips.heights is not None
     if chips.sha256 not in _TALL:
-        with np.errstate(all="ignore"):
-            _TALL[chips.sha256] = np.array(
-                [np.percentile(h[np.isfinite(h)], 95) if np.isfinite(h).any() else 0.0 for h in chips.heights]
-            )
+        known: Iterable[np.ndarray] = (
+            (h[np.isfinite(h)] for h in chips.heights)
+            if chips.heights is not None
+            else (discs[:, 3] for discs in chips.footprints or ())
+        )
+        _TALL[chips.sha256] = np.array([np.percentile(heights, 95) if len(heights) else 0.0 for heights in known])
     return _TALL[chips.sha256]
 
 
@@ -155,7 +157,13 @@ def _measure_canopy(network: HeadedNetwork, job: Job) -> Measured:
     """MAE, bias and R2 in metres over all known pixels, beside the MAE of the median."""
     found, wanted = [], []
     for _, maps, target in predictions(network, job, job.tune):
-        height = enlarged(maps.height, target["height"].shape)[0]
+        height = enlarged(maps.height, target["known"].shape)[0]
+        if "disc" in target:
+            numbers = torch.isfinite(target["tallest"]).nonzero()[:, 0].tolist()
+            inside = [height[target["disc"] == k + 1].quantile(TALL_SHARE) for k in numbers]
+            found.append(np.array([float(value) for value in inside]))
+            wanted.append(target["tallest"][numbers].numpy())
+            continue
         known = target["known"]
         found.append(height[known].numpy())
         wanted.append(target["height"][known].numpy())

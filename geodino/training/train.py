@@ -8,17 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 from geodino.errors import ConfigError, InputError
-from geodino.models.catalog import ModelRow
 from geodino.models.precision import choose_device, choose_precision, normalise
 from geodino.training.chipset import ChipSet
 from geodino.training.engine import Job, State, fit, steps_of
@@ -161,16 +159,3 @@ def _progress(told: Told) -> Callable[[State, int], None]:
             told(f"step {state.step} of {total}, {left / 60:.0f} min left: {line}")
 
     return tell
-
-
-__all__ = ["ModelRow", "Options", "parted", "train"]
-
-
-def recipe_as_dict(recipe: Recipe) -> dict[str, Any]:
-    """For the record."""
-    return asdict(recipe)
-
-
-def torch_threads() -> int:
-    """How many threads the products ran in, for the record."""
-    return torch.get_num_threads()
