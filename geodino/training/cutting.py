@@ -167,9 +167,17 @@ def _chip(cut: Cut, layer: Layer, mosaic: Mosaic) -> _Found:
     labels = cut_to_valid(burnt, pixels.valid)
     if labels is None:
         return _Found(None, None, met)
-    whole = bool(pixels.valid.all())
-    image = pixels.image if whole else fill_by_reflection(pixels.image, pixels.valid)
-    return _Found((image, pixels.valid), labels, met)
+    return _Found((_filled(pixels.image, pixels.valid), pixels.valid), labels, met)
+
+
+def _filled(image: Floats, valid: Bools) -> Floats:
+    """The picture, where there is none reflected as a run's is, and as often as a plot is smaller than the chip."""
+    if valid.all():
+        return image
+    rows, cols = (np.flatnonzero(valid.any(axis=axis)) for axis in (1, 0))
+    box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    around = [(int(at[0]), side - 1 - int(at[-1])) for at, side in zip((rows, cols), valid.shape, strict=True)]
+    return np.pad(fill_by_reflection(image[:, *box], valid[box]), [(0, 0), *around], mode="reflect")
 
 
 def _table(cuts: Sequence[Cut], row_of: Mapping[str, Row]) -> pd.DataFrame:
