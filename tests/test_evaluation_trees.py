@@ -68,7 +68,9 @@ def test_counts_are_compared_chip_by_chip() -> None:
 
 def test_nothing_predicted_has_no_precision_and_finds_nothing() -> None:
     values = found((trees([], []), TRUE))
-    assert np.isnan(values["precision"]) and values["recall"] == 0
+    assert np.isnan(values["precision"]) and values["recall"] == values["f1"] == 0
+    none = found((trees([], []), trees([])))
+    assert np.isnan(none["precision"]) and np.isnan(none["recall"]) and np.isnan(none["f1"])
 
 
 def test_trees_that_two_chips_see_count_once() -> None:

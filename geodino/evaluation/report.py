@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 Task = Literal["canopy", "trees", "segment", "classify"]
 
+# What the terminal has room for in a table of parts; JSON has all.
+KEY_FIGURES: Mapping[Task, frozenset[str]] = {
+    "canopy": frozenset({"share", "mae_m", "rmse_m", "bias_m", "r2", "block_r2", "edge_error", "constant_mae_m"}),
+    "trees": frozenset({"precision", "recall", "f1", "count_r2", "count_bias", "density_r2"}),
+    "segment": frozenset({"share", "miou", "iou", "f1", "accuracy", "precision", "recall"}),
+    "classify": frozenset({"share", "macro_f1", "f1", "accuracy", "precision", "recall"}),
+}
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -107,6 +115,12 @@ class Report:
                 return figure
         raise KeyError(name)
 
+    @property
+    def basis(self) -> str:
+        """What the figures rest on: "144 chips, 53 places, 8,266 trees"."""
+        # Every name is an English plural in s.
+        return ", ".join(f"{count:,} {name[:-1] if count == 1 else name}" for name, count in self.counts.items())
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it: what has no value is None. No time and no path: the same data gives the same report."""
         found: dict[str, Any] = {
@@ -145,9 +159,9 @@ class Report:
         for figure in self.figures:
             table.add_row(figure.title, shown(figure), shown_interval(figure))
         found: list[RenderableType] = [table]
-        found += [_part_table(by, parts) for by, parts in self.parts.items() if parts]
+        found += [_part_table(by, parts, KEY_FIGURES[self.task]) for by, parts in self.parts.items() if parts]
         lines = [f"intervals over {self.intervals}" if not self.intervals.startswith("no ") else self.intervals]
-        lines += [", ".join(f"{count:,} {name}" for name, count in self.counts.items())] if self.counts else []
+        lines += [self.basis] if self.counts else []
         lines += [f"left out: {count:,} {reason}" for reason, count in self.dropped.items() if count]
         return [*found, *(Text(line) for line in (*lines, *self.notes))]
 
@@ -174,15 +188,16 @@ def _number(value: float, figure: Figure) -> str:
     return text.replace("-", "+" if signed else "") if float(text) == 0 else text
 
 
-def _part_table(by: str, parts: Sequence[Part]) -> RenderableType:
+def _part_table(by: str, parts: Sequence[Part], names: frozenset[str]) -> RenderableType:
     from rich.table import Table
 
     table = Table(title=f"by {by}", title_justify="left")
     table.add_column(by)
     for figure in parts[0].figures:
-        table.add_column(figure.title, justify="right")
+        if figure.name in names:
+            table.add_column(figure.title, justify="right")
     for part in parts:
-        table.add_row(part.name, *(shown(figure) for figure in part.figures))
+        table.add_row(part.name, *(shown(figure) for figure in part.figures if figure.name in names))
     return table
 
 

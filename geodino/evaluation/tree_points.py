@@ -139,8 +139,8 @@ def best_threshold(sums: Sums) -> float:
 
 
 def f1(precision: Floats, recall: Floats) -> Floats:
-    """Their harmonic mean; 0 where both are, NaN where one has no value."""
-    return np.where(precision + recall == 0, 0.0, ratio(2 * precision * recall, precision + recall))
+    """Their harmonic mean; 0 where either is 0, also if nothing was predicted; NaN where there is nothing to find."""
+    return np.where((precision == 0) | (recall == 0), 0.0, ratio(2 * precision * recall, precision + recall))
 
 
 def _curve_sums(predicted: Trees, true: Trees, within: float) -> dict[str, Floats]:
