@@ -61,6 +61,7 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 @click.option(
     "--tuning", type=float, default=1 / 16, help="Share of the places that choose, not learn [default: 1/16]."
 )
+@click.option("--choose", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Which weights.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
@@ -71,6 +72,7 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 @click.option("--name", help="Of the model, for its card.")
 @click.option("--data-licence", default="", help="Licence that the data leave to the weights, for the card.")
 @click.option("--attribution", multiple=True, help="A line for the card; may be repeated.")
+@click.option("--half", is_flag=True, help="Keep the weights as float16: half the file, no figure that changes.")
 @click.option("--demonstration", is_flag=True, help="Label every map as a demonstration.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -> None:
@@ -97,7 +99,7 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
             name: given[name]
             for name in (
                 "size", "batch", "epochs", "learning_rate", "backbone_rate", "layer_decay", "views", "balance", "silog",
-                "checkpointing", "evaluations", "tuning", "seed", "finetune",
+                "checkpointing", "evaluations", "choose", "tuning", "seed", "finetune",
             )
         },
     )  # fmt: skip
@@ -125,7 +127,7 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
         recipe=recipe,
         options=Options(
             given["device"], given["precision"], given["cache"], given["name"], given["data_licence"],
-            tuple(given["attribution"]), given["demonstration"], shlex.join(["geodino", *sys.argv[1:]]),
+            tuple(given["attribution"]), given["demonstration"], given["half"], shlex.join(["geodino", *sys.argv[1:]]),
         ),
         told=tell,
     )  # fmt: skip

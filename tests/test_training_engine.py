@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -106,14 +107,14 @@ def test_a_training_that_was_cut_ends_with_the_weights_of_one_that_ran_through(
 ) -> None:
     through = train(canopy, backbone, tmp_path / "whole", head="pyramid", recipe=SMALL)
 
-    class Cut(Exception):
+    class PowerCutError(Exception):
         """The machine went off."""
 
     def pull_the_plug(line: str) -> None:
         if line.startswith("step"):
-            raise Cut
+            raise PowerCutError
 
-    with pytest.raises(Cut):
+    with pytest.raises(PowerCutError):
         train(canopy, backbone, tmp_path / "cut", head="pyramid", recipe=SMALL, told=pull_the_plug)
     assert not (tmp_path / "cut" / "model.safetensors").exists()
     again = train(canopy, backbone, tmp_path / "cut", head="pyramid", recipe=SMALL)
@@ -206,5 +207,5 @@ def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
     rates = [rate_at(SMALL, k / 100) for k in range(101)]
     top = int(np.argmax(rates))
     assert top == 5 and rates[top] == 1 and rates[-1] == pytest.approx(0.01)
-    assert all(a < b for a, b in zip(rates[:top], rates[1:top], strict=False))
-    assert all(a > b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(rates[: top + 1]))
+    assert all(a > b for a, b in pairwise(rates[top:]))

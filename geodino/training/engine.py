@@ -31,7 +31,7 @@ from geodino.training.chipset import ChipSet
 from geodino.training.features import Features, look_at, view_rng
 from geodino.training.recipe import Recipe
 from geodino.training.targets import Targets, targets
-from geodino.training.tasks import TASKS, Measured
+from geodino.training.tasks import TASKS, Measured, known_share
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
 
@@ -86,7 +86,7 @@ def steps_of(job: Job) -> int:
 
 
 def fit(job: Job, told: Callable[[State, int], None] = lambda state, total: None) -> State:
-    """Train, and leave the averaged weights that did best on the tuning chips in `best.safetensors`.
+    """Train, and leave the averaged weights: `last.safetensors`, and `best.safetensors` by the tuning chips.
 
     `log.jsonl` gets a line for each measurement. Goes on from the checkpoint in the folder if there is one.
 
@@ -173,18 +173,32 @@ def draw(job: Job, step: int) -> Batch:
 
 
 def _chosen(job: Job, step: int, rng: np.random.Generator) -> np.ndarray:
-    """Chips of a step: by turns, in a new order every epoch; a share of them by class where the task has classes."""
-    recipe = job.recipe
-    places = np.arange(step * recipe.batch, (step + 1) * recipe.batch)
-    epochs = places // len(job.learn)
-    orders = {e: np.random.default_rng((recipe.seed, 3, e)).permutation(job.learn) for e in np.unique(epochs).tolist()}
-    chosen = np.array([orders[e][p % len(job.learn)] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])
-    strata = TASKS[job.chips.task].strata(job.chips, job.learn)
+    """Chips of a step: by turns, in a new order every epoch, a share of them by class where the task has classes.
+
+    Where pixels are labelled and not chips, a chip is drawn as often as it has labelled ground.
+    """
+    recipe, task = job.recipe, TASKS[job.chips.task]
+    if job.chips.heights is not None or job.chips.classes is not None:
+        chosen = _by_share(job, job.learn, rng, recipe.batch)
+    else:
+        turns = np.arange(step * recipe.batch, (step + 1) * recipe.batch)
+        orders = [
+            np.random.default_rng((recipe.seed, 3, int(epoch))).permutation(job.learn)
+            for epoch in range(int(turns[0]) // len(job.learn), int(turns[-1]) // len(job.learn) + 1)
+        ]
+        first = int(turns[0]) // len(job.learn)
+        chosen = np.array([orders[turn // len(job.learn) - first][turn % len(job.learn)] for turn in turns.tolist()])
+    strata = task.strata(job.chips, job.learn)
     if strata:
         for place in np.flatnonzero(rng.random(len(chosen)) < recipe.balance):
-            stratum = strata[int(rng.integers(len(strata)))]
-            chosen[place] = stratum[int(rng.integers(len(stratum)))]
+            chosen[place] = _by_share(job, strata[int(rng.integers(len(strata)))], rng, 1)[0]
     return chosen
+
+
+def _by_share(job: Job, indices: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
+    share = known_share(job.chips)[indices]
+    drawn: np.ndarray = rng.choice(indices, size=count, p=share / share.sum())
+    return drawn
 
 
 def _batches(job: Job, start: int, stop: int) -> Generator[Batch, None, None]:
@@ -252,10 +266,13 @@ def _measure(state: State, job: Job, losses: Sequence[float]) -> None:
         "rate": job.recipe.learning_rate * rate_at(job.recipe, state.step / steps_of(job)),
         **found.figures,
     }
+    names = ["last"]
     if found.score > state.best:
         state.best = found.score
-        save(state.average, job.folder / "best.safetensors")
-        (job.folder / "best.json").write_text(json.dumps(line))
+        names.append("best")
+    for name in names:
+        save(state.average, job.folder / f"{name}.safetensors")
+        (job.folder / f"{name}.json").write_text(json.dumps(line))
     state.log.append(line)
 
 

@@ -57,7 +57,7 @@ def write_model_folder(out: Path, done: Finished) -> dict[str, Any]:
         network.config.heads[task] |= {name: done.chosen[name] for name in ("threshold", "spacing")}
     network.config.architectures = [type(network).__name__]
     with silent_transformers():
-        network.to("cpu").save_pretrained(out)
+        network.to("cpu", torch.float16 if done.options.half else torch.float32).save_pretrained(out)
     weights = out / "model.safetensors"
     # safetensors writes for the owner alone, and others must read it.
     weights.chmod(0o644)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from geodino.errors import ConfigError
 from geodino.training.augment import Variety
@@ -47,6 +48,9 @@ class Recipe:
         How often the averaged weights are measured on the tuning places.
     tuning
         Share of the training places that choose weights and threshold and are not trained on.
+    choose
+        "best" takes the averaged weights that did best on these, "last" those of the end: where few places tune,
+        the best is a matter of luck.
     """
 
     size: int = 256
@@ -68,6 +72,7 @@ class Recipe:
     seed: int = 0
     evaluations: int = 10
     tuning: float = 1 / 16
+    choose: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         if self.size < SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:

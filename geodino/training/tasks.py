@@ -77,6 +77,14 @@ def _by_height(chips: ChipSet, indices: np.ndarray) -> Sequence[np.ndarray]:
 
 
 _TALL: dict[str, np.ndarray] = {}
+_KNOWN: dict[str, np.ndarray] = {}
+
+
+def known_share(chips: ChipSet) -> np.ndarray:
+    """Share of each chip whose ground is known, (N,): chips with little of it are drawn seldom."""
+    if chips.sha256 not in _KNOWN:
+        _KNOWN[chips.sha256] = np.array([float(np.mean(known)) for known in chips.labelled])
+    return _KNOWN[chips.sha256]
 
 
 def _tall_of(chips: ChipSet) -> np.ndarray:

@@ -30,6 +30,10 @@ Told = Callable[[str], None]
 
 # Fewer chips than this tell nothing on either side.
 FEWEST = 2
+# Fewer places than this are parted into blocks, of so many chips a side, with a gap between.
+FEW_PLACES = 8
+BLOCK_CHIPS = 2
+GAP_M = 30.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Options:
     data_licence: str = ""
     attribution: tuple[str, ...] = ()
     demonstration: bool = False
+    half: bool = False
     command: str = ""
 
 
@@ -113,23 +118,52 @@ def train(
         f"{sum(p.numel() for n, p in start.network.named_parameters() if n.startswith(trained)):,} weights learn"
     )
     state = fit(job, _progress(told))
-    start.network.load_state_dict(load_file(job.folder / "best.safetensors"))
-    chosen = json.loads((job.folder / "best.json").read_text())
+    start.network.load_state_dict(load_file(job.folder / f"{recipe.choose}.safetensors"))
+    chosen = json.loads((job.folder / f"{recipe.choose}.json").read_text())
     return write_model_folder(
         out, Finished(start, chips, learn, tune, head, recipe, trained, state.log, chosen, options, state.elapsed_s)
     )
 
 
 def parted(chips: ChipSet, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to learn from and to choose by: whole places, and none of split "val"."""
-    learn, tune = (np.flatnonzero(mask) for mask in split_places(chips.table, recipe.tuning, recipe.seed))
+    """Indices to learn from and to choose by: whole places, and none of split "val".
+
+    Ground of few places, such as one lidar tile, is parted into blocks of `BLOCK_CHIPS` x `BLOCK_CHIPS` chips, and
+    chips within `GAP_M` of those that choose are left out.
+    """
+    table, beside = chips.table, np.zeros(len(chips), np.bool_)
+    free = (table["split"] != "val").to_numpy()
+    if table.loc[free, "place"].nunique() < FEW_PLACES:
+        table = table.assign(place=_blocks(chips))
+        _, tune_mask = split_places(table, recipe.tuning, recipe.seed)
+        beside = _beside(chips, tune_mask)
+    learn_mask, tune_mask = split_places(table, recipe.tuning, recipe.seed)
+    learn, tune = np.flatnonzero(learn_mask & ~beside), np.flatnonzero(tune_mask)
     if len(learn) < FEWEST or len(tune) < 1:
-        places = chips.table.loc[chips.table["split"] != "val", "place"].nunique()
         raise InputError(
-            f"{len(learn)} chips to learn from and {len(tune)} to choose by, of {places} places: "
-            "give labels of more places, or raise --tuning"
+            f"{len(learn)} chips to learn from and {len(tune)} to choose by, of {int(free.sum())} in all: "
+            "give labels of more ground, or raise --tuning"
         )
     return learn, tune
+
+
+def _blocks(chips: ChipSet) -> list[str]:
+    """Where each chip lies on a lattice of `BLOCK_CHIPS` chips."""
+    side = BLOCK_CHIPS * chips.size * chips.gsd_m
+    rows = chips.table[["place", "crs", "west", "north"]].itertuples(index=False)
+    return [f"{place} {crs} {int(west // side)} {int(north // side)}" for place, crs, west, north in rows]
+
+
+def _beside(chips: ChipSet, chosen: np.ndarray) -> np.ndarray:
+    """Chips that are not chosen and lie within `GAP_M` of one that is."""
+    table, reach = chips.table, chips.size * chips.gsd_m + GAP_M
+    near = np.zeros(len(chips), np.bool_)
+    for index in np.flatnonzero(chosen):
+        one = table.iloc[index]
+        close = (table["west"] - one["west"]).abs().lt(reach) & (table["north"] - one["north"]).abs().lt(reach)
+        near |= (close & (table["crs"] == one["crs"])).to_numpy()
+    beside: np.ndarray = near & ~chosen
+    return beside
 
 
 def _identity(chips: ChipSet, start: Start, head: str, recipe: Recipe) -> str:

@@ -215,6 +215,6 @@ class PlotLayer:
 
 def _centred(frame: Frame, spot: Doubles, size: int) -> Window:
     """The chip around a spot that counts from the extent's corner; within the extent where that is large enough."""
-    col, row = np.floor(spot).astype(int).tolist()
-    (window,) = tiled(Window(frame.extent.row + row, frame.extent.col + col, 1, 1), frame.extent, size)
+    col, row = np.round(spot - size / 2).astype(int).tolist()
+    (window,) = tiled(Window(frame.extent.row + row, frame.extent.col + col, size, size), frame.extent, size)
     return window
