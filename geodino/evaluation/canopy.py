@@ -40,6 +40,7 @@ def canopy_sums(
     spread: Heights | None = None,
     counted: Mask | None = None,
     block: int = BLOCK_PX,
+    context: int = 0,
 ) -> dict[str, Floats]:
     """Return the sums of each block of a chip or a piece of a map, one row a block that has any known pixel.
 
@@ -54,12 +55,14 @@ def canopy_sums(
     counted
         (H, W): pixels that count here; others are context for edges only. All where left out.
     block
-        Pixels; blocks start at the array's north-west corner, the last ones may be cut short.
+        Pixels; the last blocks of a row and of a column may be cut short.
+    context
+        Pixels from the array's north-west corner, down and across, to where blocks begin; none before them count.
     """
     truth, said = measured.astype(np.float64), predicted.astype(np.float64)
     known = np.isfinite(truth) & np.isfinite(said)
-    here = known if counted is None else known & counted
-    squares = _Squares(here, truth, block)
+    here = known & (True if counted is None else counted)
+    squares = _Squares(here, truth, block, context)
     error = np.where(known, said - truth, 0.0)
     columns = {
         "n": squares.by_class(np.ones_like(error)),
@@ -87,9 +90,9 @@ HEIGHT_FORMULAS = (
 """Of all pixels, and of those of each height class."""
 
 SPREAD_FORMULAS = (
-    Formula("within_spread", "errors under the spread", "%", lambda t: _percent(t, "within"), "spread_n"),
+    Formula("within_spread", "errors within the spread", "%", lambda t: _percent(t, "within"), "spread_n"),
     Formula(
-        "within_two_spreads", "errors under twice the spread", "%", lambda t: _percent(t, "within_two"), "spread_n"
+        "within_two_spreads", "errors within twice the spread", "%", lambda t: _percent(t, "within_two"), "spread_n"
     ),
     Formula("spread_correlation", "correlation of spread and error", "", lambda t: _correlation(t), "spread_n"),
 )
@@ -140,14 +143,15 @@ def median_height(heights: Iterable[Heights]) -> float:
 class _Squares:
     """Where pixels belong: (blocks, classes) sums of arrays (H, W) over the pixels that count."""
 
-    def __init__(self, counted: Mask, truth: Floats, block: int) -> None:
-        rows, cols = counted.shape
-        across = -(-cols // block)
-        blocks = (np.arange(rows) // block)[:, None] * across + (np.arange(cols) // block)
+    def __init__(self, counted: Mask, truth: Floats, block: int, context: int) -> None:
         self.counted = counted
-        self.shape = (-(-rows // block) * across, len(CLASS_NAMES))
-        classes = np.searchsorted(CLASS_EDGES_M, truth[counted], side="right")
-        self._index = blocks[counted] * self.shape[1] + classes
+        self.counted[:context], self.counted[:, :context] = False, False
+        down, across = (-(-(side - context) // block) for side in counted.shape)
+        rows, cols = np.nonzero(self.counted)
+        blocks = (rows - context) // block * across + (cols - context) // block
+        self.shape = (down * across, len(CLASS_NAMES))
+        classes = np.searchsorted(CLASS_EDGES_M, truth[self.counted], side="right")
+        self._index = blocks * self.shape[1] + classes
 
     def by_class(self, values: Floats) -> Floats:
         found = np.bincount(self._index, values[self.counted], minlength=self.shape[0] * self.shape[1])
@@ -170,13 +174,14 @@ def _edges(heights: Floats) -> Floats:
 
 
 def _spread_sums(spread: Heights, error: Floats, squares: _Squares) -> dict[str, Floats]:
+    # An error as large as the spread is within it: in files both are rounded, and over bare ground both are 0.
     says = np.isfinite(spread)
     wide = np.where(says, spread.astype(np.float64), 0.0)
     apart = np.where(says, np.abs(error), 0.0)
     return {
         "spread_n": squares.by_class(says.astype(np.float64)),
-        "within": squares.by_class((says & (apart < wide)).astype(np.float64)),
-        "within_two": squares.by_class((says & (apart < 2 * wide)).astype(np.float64)),
+        "within": squares.by_class((says & (apart <= wide)).astype(np.float64)),
+        "within_two": squares.by_class((says & (apart <= 2 * wide)).astype(np.float64)),
         "spread": squares.by_class(wide),
         "spread_square": squares.by_class(wide**2),
         "spread_abs": squares.by_class(wide * apart),

@@ -231,17 +231,16 @@ def _tree_sums(seen: Seen) -> dict[str, Floats]:
     chips, settings = seen.chips, seen.settings
     assert chips.points is not None
     said = trees_said(seen.said, size=chips.size, settings=settings, threshold=min(0.05, settings.threshold))
-    labelled = chips.labelled[seen.index]
-    predicted = _on_ground(said, labelled, seen.owned)
+    counted = seen.counted
+    predicted = _on_ground(said, counted)
     points = chips.points[seen.index].astype(np.float64)
-    true = _on_ground(Trees(points, np.ones(len(points), np.bool_)), labelled, seen.owned)
+    true = _on_ground(Trees(points, np.ones(len(points), np.bool_)), counted)
     cell = chips.size // seen.said.shape[-1]
-    counted = seen.counted[cell // 2 :: cell, cell // 2 :: cell]
     return {
         **tree_sums(
             predicted, true, gsd_m=chips.gsd_m, threshold=settings.threshold, within_m=settings.within_m, curve=True
         ),
-        **density_sums(float(seen.said[1][counted].sum()), true),
+        **density_sums(float(seen.said[1][counted[cell // 2 :: cell, cell // 2 :: cell]].sum()), true),
     }
 
 
@@ -270,13 +269,13 @@ SUMS: Mapping[Task, Callable[[Seen], dict[str, Floats]]] = {
 }
 
 
-def _on_ground(trees: Trees, labelled: npt.NDArray[np.bool_], owned: Window) -> Trees:
-    """The trees whose pixel is labelled; a point that an offset carried off the chip is on its outermost pixel."""
-    last = len(labelled) - 1
-    cols, rows = np.floor(trees.points).astype(np.int64).clip(0, last).T
-    here = labelled[rows, cols]
-    scores = None if trees.scores is None else trees.scores[here]
-    return Trees(trees.points[here], _owned_points(np.stack([cols, rows], axis=1), owned)[here], scores)
+def _on_ground(trees: Trees, counted: npt.NDArray[np.bool_]) -> Trees:
+    """The trees, of which those on counted pixels are the chip's own; the others may still be a neighbour's match.
+
+    A point that an offset carried off the chip is on its outermost pixel.
+    """
+    cols, rows = np.floor(trees.points).astype(np.int64).clip(0, len(counted) - 1).T
+    return Trees(trees.points, counted[rows, cols], trees.scores)
 
 
 def _owned_points(points: npt.NDArray[np.generic], owned: Window) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,271 @@
+"""A finished map against labels: canopy heights, classes, or tree points."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from geodino.errors import ConfigError, InputError
+from geodino.evaluation import canopy
+from geodino.evaluation.chips import Evaluation
+from geodino.evaluation.classes import segment_sums
+from geodino.evaluation.footprints import footprint_sums, heights_within
+from geodino.evaluation.pieces import PIECE_PX, TREE_GSD_M, MapJob, frame_of, frame_of_trees, job_of, place_of
+from geodino.evaluation.report import Labels, Report, Subject, Task
+from geodino.evaluation.sums import Floats, Sums, collect
+from geodino.evaluation.tasks import Settings, report_on
+from geodino.evaluation.tree_points import Trees, tree_sums
+from geodino.grid import Window
+from geodino.models.files import sha256_of
+from geodino.training.label_files import LabelOptions, expand, read_labels
+from geodino.training.label_files import Labels as LabelFiles
+from geodino.training.label_rasters import LabelRaster, describe_raster, read_window
+from geodino.training.vector_files import Vectors, only_points, read_vectors
+from geodino.training.vector_layers import FootprintLayer, TreeLayer
+
+SCORE_COLUMNS = ("score", "confidence", "probability")
+
+# Pixels that an edge needs around its own.
+_EDGE_PX = 1
+
+Part = tuple[int, dict[str, Floats]]
+
+
+def evaluate_map(
+    task: Task,
+    path: str | Path,
+    labels: Sequence[str | Path],
+    *,
+    subject: Subject | None = None,
+    settings: Settings | None = None,
+    options: LabelOptions | None = None,
+) -> Evaluation:
+    """Return how good a finished map is.
+
+    Labels come onto the map's pixels as they come onto chips: their own values where they lie on the same pixels, the
+    average of finer ones, bilinear between coarser ones. Pixels that the map or the labels do not know are left out
+    and counted. Trees are known within `options.area`, or else in the rectangle around all of them.
+
+    Parameters
+    ----------
+    path
+        Canopy: a raster of heights in metres; its spread is read from FILE_spread.tif beside it. Segment: a raster of
+        classes, numbered in the order of the labels' class table. Trees: points (GeoParquet, GeoPackage, GeoJSON);
+        those with a column `score` count from `settings.threshold` on.
+    labels
+        Files, as `geodino.training.chips.build_chips` takes them.
+    subject
+        Name, hash and licence of the map; its file's name and hash where left out.
+
+    Raises
+    ------
+    InputError
+        A map or labels that cannot be used, or that do not meet.
+    ConfigError
+        A task that has no map.
+    """
+    if task not in _MAPS:
+        raise ConfigError(f"a map of {task} cannot be evaluated: there are maps of {', '.join(_MAPS)}")
+    path, settings = Path(path), settings or Settings()
+    paths = expand(labels)
+    known = read_labels(task, paths, options or LabelOptions(), frozenset())
+    constant, job, parts = _MAPS[task](path, known, settings)
+    found = collect(((columns, str(number)) for number, columns in parts), unit=_unit(task, known, settings))
+    if not len(found):
+        raise InputError(f"nothing of {path} is labelled: check that the labels and the map are of the same ground")
+    pieces = found.places.astype(np.intp)
+    sums = Sums(found.columns, place_of(job, pieces), pieces, found.unit)
+    report = Report(
+        task,
+        subject or Subject(path.name, sha256_of([path])),
+        Labels(sha256_of([Path(name) for name in paths if Path(name).is_file()])),
+        (),
+        "",
+        counts=_counts(task, sums.columns, places_count=len(set(sums.places.tolist()))),
+        dropped={**known.dropped, **job.dropped},
+        settings={"gsd_m": job.frame.grid.gsd, "piece_px": PIECE_PX}
+        | ({"constant_m": constant} if task == "canopy" else {}),
+        notes=_notes(task, constant, job),
+    )
+    filled = report_on(report, sums, settings, class_names=known.class_names)
+    return Evaluation(filled, sums, settings, job.scatter if task == "canopy" else None)
+
+
+def _canopy(path: Path, known: LabelFiles, settings: Settings) -> tuple[float, MapJob, Iterator[Part]]:
+    raster = _raster(path)
+    beside = path.with_name(f"{path.stem}_spread{path.suffix}")
+    spread = _raster(beside) if beside.is_file() else None
+    layer, frame = known.layer, frame_of(path, raster)
+    if isinstance(layer, FootprintLayer):
+        reach = math.ceil(float(layer.radius.max(initial=0)) / frame.grid.gsd) + 1
+        job = job_of(path, known, frame, reach, settings)
+        constant = canopy.median_height([layer.height])
+        return constant, job, _footprint_parts(job, raster, constant)
+    job = job_of(path, known, frame, _EDGE_PX, settings)
+    constant = canopy.median_height(
+        np.where(job.counted(number), burnt.arrays["heights"], np.nan) for number, _, burnt in job.burnt()
+    )
+    return constant, job, _height_parts(job, raster, spread, constant)
+
+
+def _height_parts(job: MapJob, raster: LabelRaster, spread: LabelRaster | None, constant: float) -> Iterator[Part]:
+    for number, cut, burnt in job.burnt():
+        said, truth = _values(raster, cut.window), np.asarray(burnt.arrays["heights"])
+        mine = job.counted(number)
+        both = mine & np.isfinite(said) & np.isfinite(truth)
+        job.dropped["labelled pixels that the map does not know"] += int((mine & np.isfinite(truth)).sum() - both.sum())
+        job.dropped["mapped pixels without a label"] += int((mine & np.isfinite(said)).sum() - both.sum())
+        job.scatter.add(said[both], truth[both])
+        yield (
+            number,
+            canopy.canopy_sums(
+                said,
+                truth,
+                constant_m=constant,
+                spread=None if spread is None else _values(spread, cut.window),
+                counted=mine,
+                block=job.settings.block_px,
+                context=_EDGE_PX,
+            ),
+        )
+
+
+def _footprint_parts(job: MapJob, raster: LabelRaster, constant: float) -> Iterator[Part]:
+    for number, cut, burnt in job.burnt():
+        footprints = np.asarray(burnt.arrays["footprints"], np.float64)
+        said = heights_within(_values(raster, cut.window), footprints)
+        job.dropped["footprints that the map does not know"] += int(np.isnan(said).sum())
+        job.scatter.add(said, footprints[:, 3])
+        yield number, footprint_sums(said, footprints[:, 3], constant_m=constant)
+
+
+def _segment(path: Path, known: LabelFiles, settings: Settings) -> tuple[float, MapJob, Iterator[Part]]:
+    raster = _raster(path)
+    job = job_of(path, known, frame_of(path, raster), 0, settings)
+
+    def parts() -> Iterator[Part]:
+        for number, cut, burnt in job.burnt():
+            said, mapped = read_window(raster, cut.window)
+            classes, labelled = np.asarray(burnt.arrays["classes"]), np.asarray(burnt.arrays["labelled"], np.bool_)
+            mine = job.counted(number)
+            job.dropped["labelled pixels that the map does not know"] += int((mine & labelled & ~mapped).sum())
+            job.dropped["mapped pixels without a label"] += int((mine & mapped & ~labelled).sum())
+            counted = mine & labelled & mapped
+            yield (
+                number,
+                segment_sums(
+                    said.astype(np.int64),
+                    classes,
+                    classes=len(known.class_names),
+                    counted=counted,
+                    block=settings.block_px,
+                ),
+            )
+
+    return math.nan, job, parts()
+
+
+def _trees(path: Path, known: LabelFiles, settings: Settings) -> tuple[float, MapJob, Iterator[Part]]:
+    try:
+        vectors = only_points(read_vectors(str(path), None, Counter()), "trees")
+    except InputError as error:
+        raise _of_map(error) from error
+    frame, spots = frame_of_trees(path, known, vectors)
+    scores = _scores(vectors)
+    job = job_of(path, known, frame, math.ceil(settings.within_m / TREE_GSD_M) + 1, settings)
+    job.dropped["predicted trees off the labelled ground"] = len(spots)
+
+    def parts() -> Iterator[Part]:
+        for number, cut, burnt in job.burnt():
+            labelled = np.asarray(burnt.arrays["labelled"], np.bool_)
+            core = job.counted(number)
+            said = _on_ground(spots - (cut.window.col, cut.window.row), scores, labelled, core)
+            true = _on_ground(np.asarray(burnt.arrays["points"], np.float64), None, labelled, core)
+            job.dropped["predicted trees off the labelled ground"] -= int(said.owned.sum())
+            yield (
+                number,
+                tree_sums(
+                    said,
+                    true,
+                    gsd_m=TREE_GSD_M,
+                    threshold=settings.threshold,
+                    within_m=settings.within_m,
+                    curve=bool(np.ptp(scores) > 0),
+                ),
+            )
+
+    return math.nan, job, parts()
+
+
+_MAPS: Mapping[Task, Callable[[Path, LabelFiles, Settings], tuple[float, MapJob, Iterator[Part]]]] = {
+    "canopy": _canopy,
+    "segment": _segment,
+    "trees": _trees,
+}
+
+
+def _raster(path: Path) -> LabelRaster:
+    try:
+        return describe_raster(str(path))
+    except InputError as error:
+        raise _of_map(error) from error
+
+
+def _of_map(error: InputError) -> InputError:
+    # Maps are read with the care that labels are read with; only what they are called differs.
+    return InputError(f"map {str(error).removeprefix('labels ')}")
+
+
+def _scores(vectors: Vectors) -> Floats:
+    """The points' scores; 1 for all where no column has them."""
+    for name in SCORE_COLUMNS:
+        if name in vectors.columns:
+            scores = vectors.numbers(name)
+            if not ((scores >= 0) & (scores <= 1)).all():
+                raise InputError(f"map {vectors.path}: column {name} holds scores outside of 0 to 1, or none")
+            return scores
+    return np.ones(len(vectors.frame))
+
+
+def _on_ground(
+    spots: Floats, scores: Floats | None, labelled: npt.NDArray[np.bool_], core: npt.NDArray[np.bool_]
+) -> Trees:
+    """The trees on a piece and its context; those on labelled pixels of its core are its own."""
+    rows, cols = labelled.shape
+    here = np.flatnonzero(((spots >= 0) & (spots < (cols, rows))).all(axis=1))
+    across, down = np.floor(spots[here]).astype(np.int64).T
+    return Trees(spots[here], (core & labelled)[down, across], None if scores is None else scores[here])
+
+
+def _values(raster: LabelRaster, window: Window) -> Floats:
+    """The map's values, NaN where it has none."""
+    stored, known = read_window(raster, window)
+    return np.where(known, stored.astype(np.float64) * raster.scale + raster.offset, np.nan)
+
+
+def _unit(task: Task, known: LabelFiles, settings: Settings) -> str:
+    if task == "trees" or isinstance(known.layer, FootprintLayer):
+        return f"squares of {PIECE_PX} px"
+    return f"blocks of {settings.block_px} px"
+
+
+def _counts(task: Task, columns: Mapping[str, Floats], *, places_count: int) -> dict[str, int]:
+    counts = {"places": places_count}
+    if task == "trees":
+        return counts | {"squares": len(columns["there"]), "trees": int(columns["there"].sum())}
+    if task == "segment":
+        return counts | {"pixels": int(columns["confusion"].sum())}
+    return counts | {"pixels" if "block_n" in columns else "footprints": int(columns["n"].sum())}
+
+
+def _notes(task: Task, constant: float, job: MapJob) -> tuple[str, ...]:
+    if task == "canopy":
+        return (f"the constant is the median of these labels, {constant:.2f} m: the best of all constants for MAE",)
+    if task == "trees" and isinstance(job.known.layer, TreeLayer) and job.known.layer.area is None:
+        return ("no area says where trees were looked for: squares without a labelled tree are left out",)
+    return ()
