@@ -11,8 +11,8 @@ import numpy.typing as npt
 import shapely
 from odc.geo.crs import CRS
 from pyproj import CRS as ProjCRS
-from rasterio.features import rasterize
 
+from geodino.aoi import AOIMask
 from geodino.grid import Window
 from geodino.polygons import WGS84, densified
 from geodino.training.chipset import UNKNOWN, Floats
@@ -164,20 +164,29 @@ class Area:
     crs: ProjCRS
     shapes: Shapes
 
-    def on(self, frame: Frame) -> Shapes:
-        return placed(self.shapes, self.crs, frame.crs)
-
     def window(self, frame: Frame) -> Window:
         """The pixels of a scene that meet its bounds; may be empty."""
-        bounds = shapely.total_bounds(self.on(frame))
+        bounds = shapely.total_bounds(placed(self.shapes, self.crs, frame.crs))
         return frame.window_over(tuple(bounds.tolist())) if np.isfinite(bounds).all() else Window(0, 0, 0, 0)
 
     def inside(self, cut: Cut) -> Bools:
         """Which pixel centres of a chip lie in it."""
-        shapes = self.on(cut.frame)
-        there = cut.frame.transform_of(cut.window)
-        burnt = rasterize(shapes, out_shape=cut.window.shape, transform=there, dtype="uint8")
-        return np.asarray(burnt, bool)
+        inside = np.zeros(cut.window.shape, bool)
+        for shape in placed(self.shapes, self.crs, cut.frame.crs):
+            inside |= pixels_in(shape, cut)
+        return inside
+
+
+def pixels_in(shape: shapely.Geometry, cut: Cut) -> Bools:
+    """Which pixel centres of a chip lie in a polygon of the frame's CRS.
+
+    By geodino's own mask and not by rasterio's, which in several threads warns of datasets that it makes for itself.
+    """
+    near = shapely.clip_by_rect(shape, *cut.frame.bounds(cut.window.padded(2)))
+    if near.is_empty:
+        return np.zeros(cut.window.shape, bool)
+    gsd = cut.frame.grid.gsd
+    return AOIMask(shapely.transform(near, lambda xy: cut.frame.pixels(xy) * (gsd, -gsd)), cut.frame.grid)(cut.window)
 
 
 def within_chip(table: Doubles, cut: Cut) -> Floats:

@@ -15,6 +15,7 @@ from pyproj import CRS as ProjCRS
 
 from geodino.aoi_files import read_drawn
 from geodino.errors import AOIError, ConfigError, InputError
+from geodino.polygons import made_valid
 from geodino.shipped import nearest
 from geodino.training.labels import Area, Bools, Doubles, Features, Shapes
 
@@ -95,15 +96,23 @@ def only_points(vectors: Vectors, what: str) -> Vectors:
 def only_polygons(vectors: Vectors, what: str) -> Vectors:
     """The polygons of a file; InputError where it holds anything else."""
     _refuse_others(vectors, _POLYGONS, f"{what} are polygons")
-    return vectors
+    return _mended(vectors)
 
 
 def plots(vectors: Vectors) -> Vectors:
     """Points, one by one, or polygons; InputError for lines and for both in one file."""
     kinds = set(vectors.frame.geom_type)
     if kinds <= set(_POLYGONS):
-        return vectors
+        return _mended(vectors)
     return only_points(vectors, "plots are polygons, or all of them")
+
+
+def _mended(vectors: Vectors) -> Vectors:
+    """Polygons whose outlines do not cross themselves."""
+    shapes = vectors.shapes
+    broken = ~shapely.is_valid(shapes)
+    shapes[broken] = [made_valid(shape) for shape in shapes[broken]]
+    return replace(vectors, frame=vectors.frame.set_geometry(list(shapes)))
 
 
 def _refuse_others(vectors: Vectors, wanted: Sequence[str], rule: str) -> None:
@@ -121,11 +130,10 @@ def once(parts: Sequence[Vectors], columns: Sequence[str], dropped: Counter[str]
     for part in parts:
         rounded = shapely.transform(part.shapes, lambda xy, d=8 if part.crs.is_geographic else 3: np.round(xy, d))
         values = [part.column(column).tolist() for column in columns]
-        fresh = []
+        fresh, crs = [], str(part.crs)
         for key in zip(shapely.to_wkb(rounded).tolist(), *values, strict=True):
-            whole = (part.crs.to_wkt(), *key)
-            fresh.append(whole not in seen)
-            seen.add(whole)
+            fresh.append((crs, *key) not in seen)
+            seen.add((crs, *key))
         dropped["duplicate label"] += fresh.count(False)
         kept.append(part.where(fresh))
     return kept

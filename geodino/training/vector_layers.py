@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import shapely
-from rasterio.features import rasterize
 
 from geodino.grid import Window
 from geodino.training.chipset import UNKNOWN
-from geodino.training.labels import Area, Burnt, Doubles, Features, Ints, around, owned, within_chip
+from geodino.training.labels import Area, Burnt, Doubles, Features, Ints, around, owned, pixels_in, within_chip
 from geodino.training.pairing import Cut, Frame, tiled
 
 
@@ -153,14 +152,18 @@ class ClassPolygonLayer:
         rows = self.features.shapes_over(cut.frame, cut.window)
         if not len(rows):
             return None
-        drawn = list(zip(self.features.on(cut.frame.crs)[rows], self.value[rows].tolist(), strict=True))
-        there = {"out_shape": cut.window.shape, "transform": cut.frame.transform_of(cut.window)}
-        # The last one drawn wins; where the order matters, two polygons disagree.
-        over, under = (rasterize(order, fill=UNKNOWN, dtype="uint8", **there) for order in (drawn, drawn[::-1]))
-        classes = np.where(over == under, over, np.uint8(UNKNOWN))
+        classes = np.full(cut.window.shape, UNKNOWN, np.uint8)
+        disputed = np.zeros(cut.window.shape, bool)
+        used = []
+        for row, shape in zip(rows.tolist(), self.features.on(cut.frame.crs)[rows], strict=True):
+            inside = pixels_in(shape, cut)
+            disputed |= inside & (classes != UNKNOWN) & (classes != self.value[row])
+            classes[inside] = self.value[row]
+            used += [row] if inside.any() else []
+        classes[disputed] = UNKNOWN
         if (classes == UNKNOWN).all():
             return None
-        return Burnt({"labelled": classes != UNKNOWN, "classes": classes}, rows)
+        return Burnt({"labelled": classes != UNKNOWN, "classes": classes}, np.array(used))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,11 +208,12 @@ class PlotLayer:
         if len(set(self.value[rows].tolist())) != 1:
             return None
         shapes = self.features.on(cut.frame.crs)[rows]
-        labelled = np.ones(cut.window.shape, bool)
-        if shapely.get_dimensions(shapes).min() == 2:
-            there = cut.frame.transform_of(cut.window)
-            drawn = rasterize(shapes, out_shape=cut.window.shape, transform=there, dtype="uint8", all_touched=True)
-            labelled = np.asarray(drawn, bool)
+        labelled = np.zeros(cut.window.shape, bool)
+        for shape in shapes[shapely.get_dimensions(shapes) == 2]:
+            labelled |= pixels_in(shape, cut)
+        if not labelled.any():
+            # A point, or a plot that is smaller than a pixel.
+            labelled[:] = True
         return Burnt({"labelled": labelled, "labels": self.value[rows[0]]}, rows)
 
 
