@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 
 import shapely
 from odc.geo.crs import CRS
@@ -168,14 +169,14 @@ def _folder(folder: str, aoi: AOI, search: Search) -> _Result:
 
 def _over(aoi: AOI, scenes: Sequence[Scene], dropped: list[Dropped]) -> _Result:
     """The scenes whose pixels meet the AOI; an Item's outline may say more than its raster holds."""
-    # A thousand scenes share a few CRSs, and to project the AOI takes milliseconds.
-    areas = {crs: _placed(aoi, crs) for crs in {scene.crs for scene in scenes}}
-    meets = [shapely.intersects(areas[scene.crs], scene.footprint) for scene in scenes]
+    meets = [shapely.intersects(_placed(aoi, scene.crs), scene.footprint) for scene in scenes]
     meeting = [scene for scene, met in zip(scenes, meets, strict=True) if met]
     off = [Dropped(scene.id, "off the AOI") for scene, met in zip(scenes, meets, strict=True) if not met]
     return meeting, dropped + off
 
 
+# A thousand files or Items share a few CRSs, and to project the AOI takes milliseconds.
+@lru_cache(maxsize=16)
 def _placed(aoi: AOI, crs: CRS) -> BaseGeometry:
     """The AOI in a scene's CRS; empty where that cannot hold it, as the scene then lies elsewhere on the Earth."""
     try:
