@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import rasterio
 from click.testing import CliRunner, Result
+from evaluation_chips import made_chips, maps_of_trees, says
 from shapely.geometry import box
 
 from geodino.cli_evaluate import evaluate
@@ -17,6 +19,7 @@ from geodino.errors import InputError, ModelError
 from geodino.evaluation.models import evaluate_model, settings_of, subject_of_map
 from geodino.evaluation.tasks import Settings
 from geodino.models import load_model
+from geodino.models.catalog import Licence
 from geodino.pipeline import run
 from geodino.plan import RunOptions
 from geodino.training.chips import ChipOptions, build_chips
@@ -121,6 +124,28 @@ def test_what_training_chose_is_used() -> None:
     headed: Any = _Headed(trees={"kind": "density", "threshold": 0.42, "spacing": 2})
     assert settings_of(headed, "trees", Settings(seed=5)) == Settings(threshold=0.42, spacing=2, seed=5)
     assert settings_of(headed, "canopy") == Settings()
+
+
+def test_a_model_with_several_heads_is_asked_for_the_chips_task_and_with_its_threshold() -> None:
+    raster = np.stack(np.meshgrid(np.arange(6, 64, 12), np.arange(6, 64, 12)), axis=-1).reshape(-1, 2)
+    points = tuple(raster[k : k + 12].astype(np.float32) for k in range(6))
+    chips = made_chips("trees", 6, points=points)
+    predict = says(chips, maps_of_trees(points))
+    headed: Any = _Headed(trees={"threshold": 0.42}, canopy={})
+    asked = []
+
+    def maps(images: npt.NDArray[np.float32], tasks: tuple[str, ...]) -> dict[str, npt.NDArray[np.float32]]:
+        asked.append(tasks)
+        return {task: predict(images) for task in tasks}
+
+    headed.maps, headed.batch_size = maps, lambda side: 4
+    headed.weights_sha256, headed.licence = "b" * 64, Licence("CC-BY-4.0", "")
+    report = evaluate_model(headed, chips, by=("place",)).report
+    assert asked == [("trees",), ("trees",)]
+    assert report.figure("f1").value == 1
+    assert report.settings["threshold"] == 0.42
+    assert (report.subject.sha256, report.subject.licence) == ("b" * 64, "CC-BY-4.0")
+    assert len(report.parts["place"]) == 6
 
 
 def test_a_model_of_other_classes_is_refused(photo: Path, heights: Path, tmp_path: Path) -> None:

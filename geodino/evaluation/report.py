@@ -192,7 +192,7 @@ def _part_table(by: str, parts: Sequence[Part], names: frozenset[str]) -> Render
     from rich.table import Table
 
     table = Table(title=f"by {by}", title_justify="left")
-    table.add_column(by)
+    table.add_column(by, no_wrap=True)
     for figure in parts[0].figures:
         if figure.name in names:
             table.add_column(figure.title, justify="right")
