@@ -26,6 +26,7 @@ from geodino.errors import ConfigError, InputError, OutputError, SourceError
 from geodino.radiometry import decide
 from geodino.training import cutting
 from geodino.training.chips import ChipOptions, open_chips
+from geodino.watch import Silent
 
 TREES = [(0.0, 0.0), (10.25, 20.5), (63.99, 63.99)]
 
@@ -55,6 +56,17 @@ def test_points_are_pixels_from_the_north_west_corner_and_on_an_edge_once(tmp_pa
     assert chips.points is not None
     np.testing.assert_allclose(chips.points[0], TREES, atol=1e-3)
     assert chips.dropped == {"label outside the imagery": 3}
+
+
+def test_a_point_on_the_seam_of_two_scenes_is_in_the_one_to_its_east_or_south(tmp_path: Path) -> None:
+    # Of half metres, so that every coordinate is exact.
+    for number, at in enumerate([(5e5, 5e6), (5e5 + 32, 5e6), (5e5, 5e6 - 32)]):
+        write_image(tmp_path / f"{number}.tif", at=at, gsd=0.5)
+    path = write_vector(tmp_path / "t.gpkg", [shapely.Point(5e5 + 32, 5e6 - 8), shapely.Point(5e5 + 8, 5e6 - 32)])
+    area = write_vector(tmp_path / "area.gpkg", [shapely.box(4.9e5, 4.9e6, 5.1e5, 5.1e6)])
+    chips = chips_of("trees", path, str(tmp_path / "?.tif"), tmp_path, gsd_m=0.5, area=area)
+    assert chips.points is not None
+    assert [points.tolist() for points in chips.points] == [[], [[0.0, 16.0]], [[16.0, 0.0]]]
 
 
 @pytest.mark.parametrize("name", ["trees.parquet", "trees.geojson", "trees.fgb", "trees.shp"])
@@ -131,7 +143,7 @@ def test_a_point_belongs_to_the_scene_its_column_names_and_else_to_every_scene(t
     assert bound.labelled[:].all()
     free = chips_of("trees", path, sources, tmp_path)
     assert free.points is not None and [len(points) for points in free.points] == [3, 3]
-    with pytest.raises(InputError, match="column chip names none of 2 scenes, which are called such as y2016"):
+    with pytest.raises(InputError, match="column chip names none of 2 scenes, called such as y2016"):
         chips_of("trees", write_vector(tmp_path / "u.gpkg", on_ground(TREES), chip=["x"] * 3), sources, tmp_path,
                  scene_column="chip")  # fmt: skip
 
@@ -185,7 +197,7 @@ def test_labels_that_do_not_meet_the_imagery_are_refused(tmp_path: Path) -> None
     ):
         chips_of("trees", far, tmp_path / "a.tif", tmp_path)
     near = write_vector(tmp_path / "near.gpkg", on_ground([(-5, 5)]))
-    with pytest.raises(SourceError, match="no label lies on a pixel of 1 scenes such as a"):
+    with pytest.raises(SourceError, match="no label lies on a pixel of 1 scene such as a"):
         chips_of("trees", near, tmp_path / "a.tif", tmp_path)
     assert not list((tmp_path / "chips").glob("trees-*"))
 
@@ -273,6 +285,30 @@ def test_chips_that_were_cut_short_are_refused(tmp_path: Path) -> None:
         open_chips(folder)
     with pytest.raises(InputError, match="holds no chips"):
         open_chips(tmp_path)
+
+
+class Ears(Silent):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        self.heard.append(sentence)
+
+    warn = note
+
+
+def test_what_a_user_should_know_is_said(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif", pixels=np.arange(3 * SIDE * SIDE, dtype=np.uint16).reshape(3, SIDE, SIDE))
+    write_image(tmp_path / "far.tif", gsd=9)
+    area = write_vector(tmp_path / "area.gpkg", [square(-70, -70, 70, 70)])
+    ears = Ears()
+    chips_of("trees", trees(tmp_path), str(tmp_path / "*.tif"), tmp_path, watch=ears, size=32, area=area)
+    assert ears.heard == [
+        "3 labels for trees",
+        "left out: 1 scene of a GSD outside of 0.15-3 m",
+        "the colours of 1 scene such as a are a guess, each stretched by itself; name a radiometry profile if you know it",
+        "2 of 4 chips hold no point and count as looked at and empty",
+    ]
 
 
 def test_options_that_cannot_be_are_refused() -> None:

@@ -12,10 +12,11 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyproj import CRS, Transformer
 from training_data import GSD, NORTH, SIDE, WEST, chips_of, on_ground, square, write_image, write_raster, write_vector
 
 from geodino.errors import ConfigError, InputError
-from geodino.training.labels import Burnt, circle_of, cut_to_valid
+from geodino.training.labels import Burnt, circle_of, cut_to_valid, placed
 
 SPOTS = [(20.5, 30.25), (40.0, 12.0)]
 
@@ -223,12 +224,27 @@ def test_the_class_table_orders_joins_and_limits_classes(tmp_path: Path, image: 
     assert chips.class_names == ("tree", "open") and chips.classes is not None
     assert chips.classes[0][5, [5, 25, 45, 55]].tolist() == [1, 1, 0, 255]
     assert chips.dropped == {"label without a class": 1}
-    with pytest.raises(InputError, match=r"column code holds 3 \(1 features\), and the class table knows 2, 1 only"):
+    with pytest.raises(InputError, match=r"column code holds 3 \(1 feature\), and the class table knows 2, 1 only"):
         chips_of("segment", path, image, tmp_path, class_column="code", classes=("2=tree", "1=open"))
     with pytest.raises(ConfigError, match="each value may be named once"):
         chips_of("segment", path, image, tmp_path, class_column="code", classes=("2=tree", "2=open"))
     with pytest.raises(ConfigError, match=r"which column holds the classes\? It has code; name one"):
         chips_of("segment", path, image, tmp_path)
+
+
+def test_an_outline_that_crosses_itself_counts_for_what_it_encloses(tmp_path: Path, image: Path) -> None:
+    corners = [(10, 10), (50, 50), (50, 10), (10, 50)]
+    bow = shapely.Polygon([(WEST + x * GSD, NORTH - y * GSD) for x, y in corners])
+    path = write_vector(tmp_path / "t.gpkg", [bow], kind=["tree"])
+    chips = chips_of("segment", path, image, tmp_path, class_column="kind")
+    assert chips.classes is not None and chips.classes[0][30, [15, 28, 32, 45]].tolist() == [0, 0, 0, 0]
+    assert chips.classes[0][[12, 48], 30].tolist() == [255, 255]
+
+
+def test_long_edges_stay_true_in_another_crs() -> None:
+    (moved_box,) = placed(np.array([shapely.box(14, 44, 16, 46)], object), CRS("EPSG:4326"), CRS("EPSG:32633"))
+    north = Transformer.from_crs("EPSG:4326", "EPSG:32633", always_xy=True).transform(14.5, 46)
+    assert moved_box.boundary.distance(shapely.Point(north)) < 0.1
 
 
 def test_points_are_no_class_polygons(tmp_path: Path, image: Path) -> None:

@@ -68,6 +68,7 @@ def test_places_are_the_components_of_nearness_whatever_the_order(cells: list[tu
 def test_what_lies_beside_the_chosen_is_told() -> None:
     row = rings([(500_000 + x, 5_000_000) for x in (0, 60, 200, 260)])
     assert beside(row, np.array([True, False, False, False])).tolist() == [False, True, False, False]
+    assert beside(row, np.array([False, False, True, True])).tolist() == [False] * 4
     assert beside(row, np.zeros(4, bool)).tolist() == [False] * 4
 
 
@@ -111,7 +112,7 @@ def test_a_name_may_lack_the_scenes_last_word_and_a_mistyped_one_is_refused() ->
     assert match_splits(rows, ["north_rgb", "south_rgb"]) == ({"north_rgb": 0, "south_rgb": 1}, 1)
     assert match_splits(rows.iloc[:1], ["north_rgb", "south_rgb"]) == ({"north_rgb": 0}, 0)
     with pytest.raises(
-        InputError, match=r"1 names such as far are no scene, and 1 scenes such as farm_rgb have no split"
+        InputError, match=r"1 name such as far are no scene's, and 1 scene such as farm_rgb have no split"
     ):
         match_splits(rows, ["north_rgb", "south_rgb", "farm_rgb"])
 

@@ -23,7 +23,7 @@ from geodino.training.label_files import LabelOptions, expand, read_labels
 from geodino.training.labels import Layer
 from geodino.training.pairing import frames_of, scenes_over, span
 from geodino.training.splits import read_splits
-from geodino.watch import Silent, Watch
+from geodino.watch import Silent, Watch, count
 
 __all__ = ["ChipOptions", "ChipSet", "LabelOptions", "Task", "build_chips", "open_chips"]
 
@@ -151,14 +151,14 @@ def _scenes(layer: Layer, sources: Sequence[str], options: ChipOptions, watch: W
             f"{options.gsd_m:g} m; give imagery nearer to it, or another GSD"
         )
     if len(fit) < len(found):
-        said.append(f"{len(found) - len(fit)} scenes of a GSD outside of {low:.3g}-{high:.3g} m")
+        said.append(f"{count(len(found) - len(fit), 'scene')} of a GSD outside of {low:.3g}-{high:.3g} m")
     if said:
         watch.note(f"left out: {'; '.join(said)}")
     guessed = [scene.id for scene in fit if scene.radiometry.note.startswith("stretch")]
     if guessed:
         watch.warn(
-            f"{len(guessed)} scenes such as {guessed[0]} do not say how digital numbers become colours and are "
-            "stretched, each by itself; name a radiometry profile if you know it"
+            f"the colours of {count(len(guessed), 'scene')} such as {guessed[0]} are a guess, each stretched by itself; "
+            "name a radiometry profile if you know it"
         )
     return fit
 

@@ -22,7 +22,7 @@ from geodino.training.labels import Bools, Burnt, Layer, cut_to_valid
 from geodino.training.pairing import Cut, Frame, outlines, span
 from geodino.training.splits import PLACE_GAP_M, aliases, beside, match_splits, places
 from geodino.training.store import COLUMNS, ChipWriter
-from geodino.watch import Watch
+from geodino.watch import Watch, count
 
 # Chips of local files are decoded by one thread while others wait for the disk; more gain nothing on two cores.
 READERS = 4
@@ -97,7 +97,7 @@ def cut_chips(job: Job, folder: Path) -> None:
         counts = {why: count for why, count in dropped.items() if count}
         writer.finish(_table(kept, row_of), job.known.class_names, counts)
     if bare:
-        job.watch.note(f"{bare} of {len(kept)} chips hold no point and count as looked at and empty")
+        job.watch.note(f"{bare} of {count(len(kept), 'chip')} hold no point and count as looked at and empty")
 
 
 def _named(job: Job, dropped: Counter[str]) -> tuple[Layer, Mapping[str, Row]]:
@@ -107,7 +107,7 @@ def _named(job: Job, dropped: Counter[str]) -> tuple[Layer, Mapping[str, Row]]:
     layer, lost = job.known.layer.bound(aliases(names))
     if lost and lost == layer.count:
         raise InputError(
-            f"labels: column {job.options.labels.scene_column} names none of {len(names)} scenes, which are called "
+            f"labels: column {job.options.labels.scene_column} names none of {count(len(names), 'scene')}, called "
             f"such as {names[0]}; name scenes as in the imagery"
         )
     dropped["split of a scene that is not in the imagery"] += strangers
@@ -201,6 +201,6 @@ def _table(cuts: Sequence[Cut], row_of: Mapping[str, Row]) -> pd.DataFrame:
 def _nothing(job: Job, layer: Layer) -> str:
     west, south, east, north = span(layer.boxes())
     return (
-        f"no label lies on a pixel of {len(job.frames)} scenes such as {job.frames[0].name}, though both lie around "
+        f"no label lies on a pixel of {count(len(job.frames), 'scene')} such as {job.frames[0].name}, though both lie around "
         f"longitude {west:.4f} to {east:.4f}, latitude {south:.4f} to {north:.4f}; check names and nodata"
     )

@@ -28,6 +28,7 @@ from geodino.training.vector_files import (
     read_vectors,
 )
 from geodino.training.vector_layers import ClassPolygonLayer, FootprintLayer, PlotLayer, TreeLayer
+from geodino.watch import count
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2")
 # What sensors measure, CHMv2's paper (arXiv 2603.06382): the 98th percentile of height within so many metres.
@@ -249,7 +250,7 @@ def _classed(
     keys, names = _class_table(options.classes or tuple(sorted(set(found))))
     lacking = Counter(text for text in found if text not in keys)
     if lacking:
-        said = ", ".join(f"{text} ({number:,} features)" for text, number in lacking.most_common(5))
+        said = ", ".join(f"{text} ({count(number, 'feature')})" for text, number in lacking.most_common(5))
         raise InputError(
             f"labels {parts[0].path}: column {column} holds {said}, and the class table knows {', '.join(keys)} only; "
             "name them in it"

@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from geodino.errors import ConfigError, InputError
 from geodino.shipped import nearest
+from geodino.watch import count
 
 Bools = npt.NDArray[np.bool_]
 
@@ -161,8 +162,8 @@ def match_splits(rows: pd.DataFrame, scenes: Sequence[str]) -> tuple[dict[str, i
     bare = [scene for scene in scenes if scene not in found]
     if lost and bare:
         raise InputError(
-            f"splits: {len(lost)} names such as {lost[0]} are no scene, and {len(bare)} scenes such as {bare[0]} have "
-            f"no split{nearest(lost[0], bare) if len(bare) < 1000 else ''}; name every scene as in the imagery"
+            f"splits: {count(len(lost), 'name')} such as {lost[0]} are no scene's, and {count(len(bare), 'scene')} such "
+            f"as {bare[0]} have no split{nearest(lost[0], bare) if len(bare) < 1000 else ''}; name every scene as in the imagery"
         )
     return found, len(lost)
 
