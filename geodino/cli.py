@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geodino import __version__
+from geodino.cli_evaluate import evaluate
 from geodino.cli_train import train
 from geodino.errors import GeodinoError, OutputError
 
@@ -154,6 +155,7 @@ def doctor(as_json: bool) -> None:
 
 
 cli.add_command(train)
+cli.add_command(evaluate)
 
 
 def main() -> None:

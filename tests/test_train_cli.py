@@ -51,11 +51,11 @@ def test_trees_are_learned_from_a_city_and_found_where_nothing_was_learned(
     assert said.exit_code == 0, said.output
     record = json.loads(said.stdout)
     data = record["data"]
-    assert data["left_alone"] == 12 and data["learned_from"] + data["chosen_by"] + 12 == data["chips"] == len(names)
+    assert data["learned_from"] + data["chosen_by"] + data["left_alone"] == data["chips"] <= len(names)
     model = geodino.load_model(tmp_path / "model", head="trees", device="cpu")
     chips = open_chips(next((tmp_path / "model" / "work" / "chips").glob("trees-*")))
     val = chips.subset(chips.table["split"].to_numpy() == "val")
-    assert len(val) and val.points is not None
+    assert len(val) == data["left_alone"] > 5 and val.points is not None
     hits, found, hits_of_grid, of_grid, true = 0, 0, 0, 0, 0
     each = round(float(np.mean([len(points) for points in val.points])) ** 0.5)
     step = (np.arange(each) + 0.5) * chips.size / each

@@ -306,7 +306,7 @@ def test_what_a_user_should_know_is_said(tmp_path: Path) -> None:
     assert ears.heard == [
         "3 labels for trees",
         "left out: 1 scene of a GSD outside of 0.15-3 m",
-        "the colours of 1 scene such as a are a guess, each stretched by itself; name a radiometry profile if you know it",
+        "the colours of 1 scene such as a are guessed, each stretched by itself; name a radiometry profile if you know it",
         "2 of 4 chips hold no point and count as looked at and empty",
     ]
 

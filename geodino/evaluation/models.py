@@ -120,9 +120,7 @@ def _record_beside(path: Path) -> dict[str, Any] | None:
 
 
 def _head_of(model: Model, task: Task) -> Mapping[str, Any]:
-    # The one place that looks into a model: its folder's config holds what training chose, and CHMv2's holds nothing.
-    heads = getattr(model._network.config, "heads", None)
-    return dict(heads.get(task, {})) if isinstance(heads, Mapping) else {}
+    return model.heads.get(task, {})
 
 
 def _check_classes(model: Model, chips: ChipSet) -> None:

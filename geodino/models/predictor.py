@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +90,11 @@ class Model:
     @property
     def licence(self) -> Licence:
         return self.row.licence
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        """What config.json says of each head that geodino trained: `kind`, and `threshold`, `spacing` or `classes`."""
+        return self._network.config.heads if isinstance(self._network, HeadedNetwork) else {}
 
     def batch_size(self, side: int) -> int:
         """How many windows of that side, pixels, are predicted at once; falls when memory runs out."""

@@ -157,7 +157,7 @@ def _scenes(layer: Layer, sources: Sequence[str], options: ChipOptions, watch: W
     guessed = [scene.id for scene in fit if scene.radiometry.note.startswith("stretch")]
     if guessed:
         watch.warn(
-            f"the colours of {count(len(guessed), 'scene')} such as {guessed[0]} are a guess, each stretched by itself; "
+            f"the colours of {count(len(guessed), 'scene')} such as {guessed[0]} are guessed, each stretched by itself; "
             "name a radiometry profile if you know it"
         )
     return fit

@@ -161,9 +161,10 @@ def match_splits(rows: pd.DataFrame, scenes: Sequence[str]) -> tuple[dict[str, i
     lost = [name for name in rows["name"] if name not in known]
     bare = [scene for scene in scenes if scene not in found]
     if lost and bare:
+        close = nearest(lost[0], bare) if len(bare) < 1000 else ""
         raise InputError(
-            f"splits: {count(len(lost), 'name')} such as {lost[0]} are no scene's, and {count(len(bare), 'scene')} such "
-            f"as {bare[0]} have no split{nearest(lost[0], bare) if len(bare) < 1000 else ''}; name every scene as in the imagery"
+            f"splits: {count(len(lost), 'name')} such as {lost[0]} are no scene's, and {count(len(bare), 'scene')} "
+            f"such as {bare[0]} have no split{close}; name every scene as in the imagery"
         )
     return found, len(lost)
 
