@@ -202,9 +202,11 @@ def test_labels_that_do_not_meet_the_imagery_are_refused(tmp_path: Path) -> None
     assert not list((tmp_path / "chips").glob("trees-*"))
 
 
-def test_imagery_of_a_far_gsd_is_refused(tmp_path: Path) -> None:
+def test_imagery_far_coarser_than_the_chips_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "a.tif", gsd=10)
-    with pytest.raises(SourceError, match=r"scene a: 10 m a pixel is outside of 0.15-3 m for chips of 0.6 m"):
+    with pytest.raises(
+        SourceError, match=r"scene a: 10 m a pixel is too coarse for chips of 0.6 m; give imagery of at most 3 m"
+    ):
         chips_of("trees", trees(tmp_path), tmp_path / "a.tif", tmp_path)
 
 
@@ -305,8 +307,8 @@ def test_what_a_user_should_know_is_said(tmp_path: Path) -> None:
     chips_of("trees", trees(tmp_path), str(tmp_path / "*.tif"), tmp_path, watch=ears, size=32, area=area)
     assert ears.heard == [
         "3 labels for trees",
-        "left out: 1 scene of a GSD outside of 0.15-3 m",
-        "the colours of 1 scene such as a are guessed, each stretched by itself; name a radiometry profile if you know it",
+        "left out: 1 scene coarser than 3 m a pixel",
+        "the colours of 1 scene such as a are guessed by a stretch of each; name a radiometry profile if you know it",
         "2 of 4 chips hold no point and count as looked at and empty",
     ]
 

@@ -143,21 +143,22 @@ def _scenes(layer: Layer, sources: Sequence[str], options: ChipOptions, watch: W
             f"no imagery of {', '.join(map(without_secrets, sources))} lies over the labels (longitude {west:.4f} to "
             f"{east:.4f}, latitude {south:.4f} to {north:.4f}){left_out}; check the CRS of both"
         )
-    low, high = (ratio * options.gsd_m for ratio in REFUSE_RATIO)
-    fit = [scene for scene in found if low * 0.999 <= scene.gsd <= high * 1.001]
+    # Finer imagery is averaged, and drones are often that; coarser has not what the chips should show.
+    coarsest = REFUSE_RATIO[1] * options.gsd_m
+    fit = [scene for scene in found if scene.gsd <= coarsest * 1.001]
     if not fit:
         raise SourceError(
-            f"scene {found[0].id}: {found[0].gsd:.3g} m a pixel is outside of {low:.3g}-{high:.3g} m for chips of "
-            f"{options.gsd_m:g} m; give imagery nearer to it, or another GSD"
+            f"scene {found[0].id}: {found[0].gsd:.3g} m a pixel is too coarse for chips of {options.gsd_m:g} m; give "
+            f"imagery of at most {coarsest:.3g} m, or another GSD"
         )
     if len(fit) < len(found):
-        said.append(f"{count(len(found) - len(fit), 'scene')} of a GSD outside of {low:.3g}-{high:.3g} m")
+        said.append(f"{count(len(found) - len(fit), 'scene')} coarser than {coarsest:.3g} m a pixel")
     if said:
         watch.note(f"left out: {'; '.join(said)}")
     guessed = [scene.id for scene in fit if scene.radiometry.note.startswith("stretch")]
     if guessed:
         watch.warn(
-            f"the colours of {count(len(guessed), 'scene')} such as {guessed[0]} are guessed, each stretched by itself; "
+            f"the colours of {count(len(guessed), 'scene')} such as {guessed[0]} are guessed by a stretch of each; "
             "name a radiometry profile if you know it"
         )
     return fit

@@ -201,6 +201,6 @@ def _table(cuts: Sequence[Cut], row_of: Mapping[str, Row]) -> pd.DataFrame:
 def _nothing(job: Job, layer: Layer) -> str:
     west, south, east, north = span(layer.boxes())
     return (
-        f"no label lies on a pixel of {count(len(job.frames), 'scene')} such as {job.frames[0].name}, though they lie in "
-        f"longitude {west:.4f} to {east:.4f}, latitude {south:.4f} to {north:.4f}; check names and nodata"
+        f"no label lies on a pixel of {count(len(job.frames), 'scene')} such as {job.frames[0].name}, though both are "
+        f"at longitude {west:.4f} to {east:.4f}, latitude {south:.4f} to {north:.4f}; check names and nodata"
     )
