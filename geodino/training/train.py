@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,8 @@ FEWEST = 2
 FEW_PLACES = 8
 BLOCK_CHIPS = 2
 GAP_M = 30.0
+# Seconds of silence at most.
+SPEAK_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -180,16 +183,23 @@ def _every(told: Told, what: str) -> Callable[[int, int], None]:
 
 
 def _progress(told: Told) -> Callable[[State, int], None]:
-    """A line for each measurement, and one every hundred steps with the time left."""
-    said = 0
+    """A line for each measurement, and one a minute with the time left."""
+    measured, spoke = 0, time.monotonic()
 
     def tell(state: State, total: int) -> None:
-        nonlocal said
-        if len(state.log) > said:
-            said = len(state.log)
+        nonlocal measured, spoke
+        line = f"step {state.step} of {total}, {_left_min(state, total):.0f} min left"
+        if len(state.log) > measured:
+            measured = len(state.log)
             figures = {k: v for k, v in state.log[-1].items() if k not in ("step", "elapsed_s", "rate")}
-            line = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-            left = state.elapsed_s / max(state.step, 1) * (total - state.step)
-            told(f"step {state.step} of {total}, {left / 60:.0f} min left: {line}")
+            line += ": " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        elif time.monotonic() - spoke < SPEAK_S:
+            return
+        spoke = time.monotonic()
+        told(line)
 
     return tell
+
+
+def _left_min(state: State, total: int) -> float:
+    return state.elapsed_s / max(state.step, 1) * (total - state.step) / 60
