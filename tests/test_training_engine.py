@@ -174,7 +174,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_computed(
         train(canopy, "new", tmp_path, head="linear", recipe=SMALL)
     with pytest.raises(ConfigError, match="crops of 128 px do not fit chips of 64 px"):
         train(canopy, backbone, tmp_path, head="linear", recipe=replace(SMALL, size=128))
-    with pytest.raises(InputError, match="of 1 places"):
+    with pytest.raises(InputError, match="1 chips to learn from and 0 to choose by, of 1 in all"):
         train(canopy.subset([0]), backbone, tmp_path, head="linear", recipe=SMALL)
     with pytest.raises(ConfigError, match="size 50 px must be a multiple of 32"):
         Recipe(size=50)
