@@ -10,19 +10,90 @@ with the cell it was found in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from geodino.errors import ConfigError
-from geodino.grid import Window
+from geodino.grid import Grid, Window
 
 Floats = npt.NDArray[np.float32]
 
 CELL_PX = 4
 """Image pixels a cell of geodino's own tree maps is wide."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """One batch of trees, an array a column; N trees.
+
+    Attributes
+    ----------
+    x, y
+        (N,) float64, where the tree stands: metres in the CRS.
+    row, col
+        (N,) int64, its cell on the surface's absolute lattice. At most one tree a cell; the tree belongs to the
+        half-open block its cell lies in, wherever in the cell or beside it the point falls.
+    score
+        (N,) float32, 0..1, how sure the tree is; NaN where trees were found on height, which says nothing of it.
+    height_m, height_spread_m
+        (N,) float32, metres; NaN unknown.
+    scene
+        (N,) uint16, the number of the scene that gave the pixel, counted from 1; 0 unknown.
+    crown_area_m2, crown_diameter_m
+        (N,) float32; NaN where no crown.
+    crown
+        (N,) object array of shapely Polygons in the CRS, None where a tree has no crown; None where none were made.
+
+    Raises
+    ------
+    ValueError
+        The columns are not of one length.
+    """
+
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.float64]
+    row: npt.NDArray[np.int64]
+    col: npt.NDArray[np.int64]
+    score: Floats
+    height_m: Floats
+    height_spread_m: Floats
+    scene: npt.NDArray[np.uint16]
+    crown_area_m2: Floats
+    crown_diameter_m: Floats
+    crown: npt.NDArray[np.object_] | None = None
+
+    def __post_init__(self) -> None:
+        columns = (getattr(self, field.name) for field in fields(self))
+        lengths = {len(column) for column in columns if column is not None}
+        if len(lengths) != 1:
+            raise ValueError(f"columns of {sorted(lengths)} trees do not belong together")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @classmethod
+    def concatenated(cls, batches: Sequence[Trees]) -> Trees:
+        """The batches' trees in one, in their order; at least one batch, and crowns in all of them or in none."""
+        names = [field.name for field in fields(cls) if batches[0].crown is not None or field.name != "crown"]
+        return cls(**{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names})
+
+    def tree_ids(self, grid: Grid, origin: tuple[float, float] = (0.0, 0.0)) -> list[str]:
+        """`easting_northing` of each cell's centre to the centimetre: the same for any run, AOI or machine.
+
+        Parameters
+        ----------
+        grid
+            The surface's lattice of cells.
+        origin
+            (x, y) of the lattice's corner in the CRS, where it does not hang on the CRS's origin.
+        """
+        eastings = origin[0] + (self.col + 0.5) * grid.gsd
+        northings = origin[1] - (self.row + 0.5) * grid.gsd
+        return [f"{east:.2f}_{north:.2f}" for east, north in zip(eastings.tolist(), northings.tolist(), strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
