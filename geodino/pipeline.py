@@ -187,7 +187,7 @@ def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally
                 plan.places,
                 plan.tiling,
                 mosaic,
-                model,
+                model.asked(("canopy",)),
                 wanted=AOIMask(plan.geometry, plan.grid),
                 tally=tally,
                 batch_size=model.batch_size(plan.tiling.size),
@@ -195,10 +195,11 @@ def _compute(plan: Plan, model: Model, folder: OutputFolder, watch: Watch, tally
             )
         ) as cells,
     ):
-        for done, (place, values) in enumerate(cells, start=1):
-            if np.isfinite(values).any():
+        for done, square in enumerate(cells, start=1):
+            (heights,) = square.maps
+            if np.isfinite(heights).any():
                 began = time.perf_counter()
-                stage.write(plan.tiling.cell(place), values)
+                stage.write(plan.tiling.cell(square.place), heights)
                 tally.write_s += time.perf_counter() - began
             watch.advance(done + len(tally.windows_empty))
     began = time.perf_counter()

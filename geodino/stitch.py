@@ -16,13 +16,20 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from geodino.windows import Place, Tiling
+from geodino.windows import Lattice, Place
 
 Array = npt.NDArray[np.float32]
 
 
+class Layer(NamedTuple):
+    """Maps that a model gives together, at one resolution: their names, and how many image pixels a value is wide."""
+
+    names: tuple[str, ...]
+    px: int = 1
+
+
 class Prediction(NamedTuple):
-    """What a model said of one window: `values` has shape (K, size, size)."""
+    """What a model said of one window in one layer: `values` has shape (K, size, size)."""
 
     place: Place
     values: Array
@@ -46,36 +53,36 @@ Spill = dict[int, Array]
 """Lattice column -> the (K, ramp, stride) pixels that hang below a row's cell."""
 
 
-def blend_row(predictions: Iterable[Prediction], tiling: Tiling) -> Iterator[Column]:
+def blend_row(predictions: Iterable[Prediction], lattice: Lattice) -> Iterator[Column]:
     """Blend one row of windows from west to east; a window that was not computed leaves a gap.
 
     Only pixels that some computed window supports carry meaning. A place whose support holds no pixel asked for
     is never computed, and what its neighbours say of that ground is never looked at.
     """
-    taper = tiling.taper
+    taper = lattice.taper
     weights = taper[:, None] * taper[None, :]
-    stride, ramp = tiling.stride, tiling.ramp
+    stride, ramp = lattice.stride, lattice.ramp
     spill: Array | None = None
     spill_col = 0
     for place, values in predictions:
-        weighted = _support(values, tiling) * weights
+        weighted = _support(values, lattice) * weights
         if spill is not None and spill_col == place.c:
             weighted[:, :, :ramp] += spill
         yield Column(place, weighted[:, :, :stride])
         spill, spill_col = weighted[:, :, stride:], place.c + 1
 
 
-def finish_row(columns: Iterable[Column], above: Spill, tiling: Tiling, spill: Spill) -> Iterator[Cell]:
+def finish_row(columns: Iterable[Column], above: Spill, lattice: Lattice, spill: Spill) -> Iterator[Cell]:
     """Add the row above's spill to each column's cell, which is then final; this row's spill goes into `spill`."""
     for place, values in columns:
-        cell = values[:, : tiling.stride].copy()
+        cell = values[:, : lattice.stride].copy()
         if place.c in above:
-            cell[:, : tiling.ramp] += above[place.c]
-        spill[place.c] = values[:, tiling.stride :].copy()
+            cell[:, : lattice.ramp] += above[place.c]
+        spill[place.c] = values[:, lattice.stride :].copy()
         yield Cell(place, cell)
 
 
-def stitch(predictions: Iterable[Prediction], tiling: Tiling) -> Iterator[Cell]:
+def stitch(predictions: Iterable[Prediction], lattice: Lattice) -> Iterator[Cell]:
     """Stream finished cells from predictions in lattice order (row by row, west to east)."""
     above: Spill = {}
     above_row: int | None = None
@@ -83,13 +90,13 @@ def stitch(predictions: Iterable[Prediction], tiling: Tiling) -> Iterator[Cell]:
         if above_row is not None and row != above_row + 1:
             above = {}
         spill: Spill = {}
-        yield from finish_row(blend_row(group, tiling), above, tiling, spill)
+        yield from finish_row(blend_row(group, lattice), above, lattice, spill)
         above, above_row = spill, row
 
 
-def _support(values: Array, tiling: Tiling) -> Array:
+def _support(values: Array, lattice: Lattice) -> Array:
     """The part of a window's prediction that counts: the window less its margin."""
-    margin, side = tiling.margin, tiling.support_size
-    if values.shape[1:] != (tiling.size, tiling.size):
-        raise ValueError(f"prediction of {values.shape[1:]} px does not fit windows of {tiling.size} px")
+    margin, side = lattice.margin, lattice.support_size
+    if values.shape[1:] != (lattice.size, lattice.size):
+        raise ValueError(f"prediction of {values.shape[1:]} px does not fit windows of {lattice.size} px")
     return values[:, margin : margin + side, margin : margin + side]

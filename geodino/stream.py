@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, tee
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 
 from geodino.grid import Window
-from geodino.stitch import Cell, Prediction, stitch
+from geodino.stitch import Cell, Layer, Prediction, stitch
 from geodino.windows import Place, Tiling
 
 Floats = npt.NDArray[np.float32]
@@ -50,9 +50,31 @@ class Source(Protocol):
 
 
 class Predictor(Protocol):
-    """A model: (B, 3, size, size) float32 in 0-1 -> (B, K, size, size) float32."""
+    """A model: (B, 3, size, size) float32 in 0-1 -> (B, K, size / px, size / px) float32 for each of its layers."""
 
-    def predict(self, images: Floats) -> Floats: ...
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+    def __call__(self, images: Floats) -> tuple[Floats, ...]: ...
+
+
+class Done(NamedTuple):
+    """A finished square of the ground, `tiling.cell(place)`.
+
+    Attributes
+    ----------
+    maps
+        For each of the model's layers (K, stride / px, stride / px) float32; NaN where any pixel below is not wanted or
+        has no imagery.
+    wanted
+        (stride, stride), pixels asked for that have imagery.
+    scene
+        (stride, stride), number of the scene that each pixel is of.
+    """
+
+    place: Place
+    maps: tuple[Floats, ...]
+    wanted: Bools
+    scene: npt.NDArray[np.uint16]
 
 
 class Chip(NamedTuple):
@@ -94,34 +116,53 @@ def stream_cells(
     tally: Tally,
     batch_size: int = 1,
     threads: int = READER_THREADS,
-) -> Generator[Cell, None, None]:
-    """Compute the places, in lattice order, and yield their cells as they become final.
+) -> Generator[Done, None, None]:
+    """Compute the places, in lattice order, and yield their squares as they become final.
 
     Parameters
     ----------
     places
         In lattice order: row by row, west to east.
     wanted
-        Which pixels of a window the AOI holds, (H, W).
+        Which pixels of a window are asked for, (H, W).
 
     Yields
     ------
-    Cell
-        `values` (K, stride, stride) float32; NaN outside the AOI and where there is no valid imagery. The caller closes
-        the generator before the source (`contextlib.closing`).
+    Done
+        The caller closes the generator before the source (`contextlib.closing`).
     """
     # Closed whatever happens, and not when the garbage collector finds it: a source must not be closed while threads
     # still read from it, which ends the process.
     with closing(read_chips(places, tiling, source, wanted=wanted, tally=tally, threads=threads)) as chips:
         waiting: deque[Chip] = deque()
         predictions = predict_chips(chips, predictor, waiting, tally, batch_size=batch_size)
-        for place, values in _timed(stitch(predictions, tiling), tally):
+        for cells in _timed(stitch_layers(predictions, tiling, predictor.layers), tally):
             chip = waiting.popleft()
-            assert chip.place == place, (chip.place, place)
-            values[:, ~chip.wanted] = np.nan
+            assert all(cell.place == chip.place for cell in cells), (chip.place, cells)
+            for cell, layer in zip(cells, predictor.layers, strict=True):
+                cell.values[:, ~coarser(chip.wanted, layer.px)] = np.nan
             tally.pixels_written += int(np.count_nonzero(chip.wanted))
             tally.scene_pixels.update(_counts(chip.scene[chip.wanted]))
-            yield Cell(place, values)
+            yield Done(chip.place, tuple(cell.values for cell in cells), chip.wanted, chip.scene)
+
+
+def stitch_layers(
+    predictions: Iterable[tuple[Prediction, ...]], tiling: Tiling, layers: Sequence[Layer]
+) -> Iterator[tuple[Cell, ...]]:
+    """Finished cells of all layers, side by side, from the predictions of each window."""
+
+    def one(of_all: Iterable[tuple[Prediction, ...]], number: int) -> Iterator[Cell]:
+        return stitch((predictions[number] for predictions in of_all), tiling.coarser(layers[number].px))
+
+    # Every layer gives a window's cell as soon as it is told of the window, so `tee` never holds more than one.
+    copies = tee(predictions, len(layers))
+    return zip(*(one(copy, number) for number, copy in enumerate(copies)), strict=True)
+
+
+def coarser(mask: Bools, px: int) -> Bools:
+    """(H, W) to (H / px, W / px): true where all pixels below are."""
+    height, width = mask.shape
+    return np.asarray(mask.reshape(height // px, px, width // px, px).all(axis=(1, 3)))
 
 
 def read_chips(
@@ -171,7 +212,7 @@ def read_chips(
 
 def predict_chips(
     chips: Iterable[Chip], predictor: Predictor, waiting: deque[Chip], tally: Tally, *, batch_size: int
-) -> Iterator[Prediction]:
+) -> Iterator[tuple[Prediction, ...]]:
     """Run the model on batches of chips; each chip is put on `waiting` when its prediction comes out.
 
     A batch never crosses a lattice row: so what is computed together, down to the last bit, depends on the row alone
@@ -180,12 +221,12 @@ def predict_chips(
     for _, row in groupby(chips, key=lambda chip: chip.place.r):
         for batch in _batches(row, batch_size):
             began = time.perf_counter()
-            values = predictor.predict(np.stack([chip.image for chip in batch]))
+            maps = predictor(np.stack([chip.image for chip in batch]))
             tally.forward_s += time.perf_counter() - began
             tally.windows_run += len(batch)
-            for chip, value in zip(batch, values, strict=True):
+            for number, chip in enumerate(batch):
                 waiting.append(chip)
-                yield Prediction(chip.place, value)
+                yield tuple(Prediction(chip.place, values[number]) for values in maps)
 
 
 def fill_by_reflection(image: Floats, valid: Bools) -> Floats:
@@ -235,7 +276,7 @@ def _batches(chips: Iterable[Chip], size: int) -> Iterator[list[Chip]]:
         yield batch
 
 
-def _timed(cells: Iterator[Cell], tally: Tally) -> Iterator[Cell]:
+def _timed(cells: Iterator[tuple[Cell, ...]], tally: Tally) -> Iterator[tuple[Cell, ...]]:
     """Count the time in the stitcher: that of its `next`, less what the stages before it took meanwhile."""
     while True:
         began = time.perf_counter()

@@ -37,44 +37,27 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """The lattice of windows: side, overlap of neighbours, and the margin that is thrown away.
+class Lattice:
+    """How windows overlap, in pixels or in coarser units: what stitching needs to know.
 
     Attributes
     ----------
-    size
-        Side of a window, pixels; a multiple of 32.
-    overlap
-        Pixels that two neighbouring windows share; a multiple of 16, at most half of `size`.
-    margin
-        Pixels at each window edge whose prediction is not used, because the model saw no context beyond them; at
-        most half of the overlap, less one pixel. Along the rest of the overlap neighbours are blended.
+    size, overlap, margin
+        As of a `Tiling`.
     """
 
     size: int
     overlap: int
-    margin: int = PATCH
-
-    def __post_init__(self) -> None:
-        if self.size < SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:
-            raise ConfigError(f"window size {self.size} px must be a positive multiple of {SIDE_MULTIPLE}")
-        if self.overlap < PATCH or self.overlap % PATCH:
-            raise ConfigError(f"overlap {self.overlap} px must be a positive multiple of {PATCH}")
-        if self.overlap > self.size // 2:
-            raise ConfigError(f"overlap {self.overlap} px must be at most half of the window size {self.size} px")
-        if not 0 <= self.margin < self.overlap // 2:
-            raise ConfigError(
-                f"margin {self.margin} px must be at least 0 and under half of the overlap {self.overlap} px"
-            )
+    margin: int
 
     @property
     def stride(self) -> int:
-        """Pixels from one window to the next; the side of a cell."""
+        """From one window to the next; the side of a cell."""
         return self.size - self.overlap
 
     @property
     def ramp(self) -> int:
-        """Pixels over which a prediction fades into its neighbour's."""
+        """Over how far a prediction fades into its neighbour's."""
         return self.overlap - 2 * self.margin
 
     @property
@@ -93,6 +76,45 @@ class Tiling:
         rise = (np.sin(0.5 * np.pi * phase) ** 2).astype(np.float32)
         flat = np.ones(self.stride - self.ramp, np.float32)
         return np.concatenate([rise, flat, np.float32(1) - rise])
+
+
+@dataclass(frozen=True)
+class Tiling(Lattice):
+    """The lattice of windows: side, overlap of neighbours, and the margin that is thrown away.
+
+    Attributes
+    ----------
+    size
+        Side of a window, pixels; a multiple of 32.
+    overlap
+        Pixels that two neighbouring windows share; a multiple of 16, at most half of `size`.
+    margin
+        Pixels at each window edge whose prediction is not used, because the model saw no context beyond them; at
+        most half of the overlap, less one pixel. Along the rest of the overlap neighbours are blended.
+    """
+
+    margin: int = PATCH
+
+    def __post_init__(self) -> None:
+        if self.size < SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:
+            raise ConfigError(f"window size {self.size} px must be a positive multiple of {SIDE_MULTIPLE}")
+        if self.overlap < PATCH or self.overlap % PATCH:
+            raise ConfigError(f"overlap {self.overlap} px must be a positive multiple of {PATCH}")
+        if self.overlap > self.size // 2:
+            raise ConfigError(f"overlap {self.overlap} px must be at most half of the window size {self.size} px")
+        if not 0 <= self.margin < self.overlap // 2:
+            raise ConfigError(
+                f"margin {self.margin} px must be at least 0 and under half of the overlap {self.overlap} px"
+            )
+
+    def coarser(self, px: int) -> Lattice:
+        """The same windows in units of `px` pixels; ConfigError where they are not whole ones."""
+        if any(value % px for value in (self.size, self.overlap, self.margin)):
+            raise ConfigError(
+                f"windows of {self.size} px, overlap {self.overlap} px and margin {self.margin} px do not fit maps of "
+                f"{px} px a value: give multiples of {px}"
+            )
+        return Lattice(self.size // px, self.overlap // px, self.margin // px)
 
     def window(self, place: Place) -> Window:
         """The square that the model sees."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -171,15 +172,15 @@ def test_a_second_run_is_refused_unless_told_to_overwrite(finished: Path, option
 def test_a_run_that_fails_midway_leaves_nothing_with_a_final_name(
     options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = Model.predict
+    forward = Model.maps
     calls = iter(range(100))
 
-    def failing(self: Model, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def failing(self: Model, images: npt.NDArray[np.float32], tasks: Any = None) -> Any:
         if next(calls) == 3:
             raise KeyboardInterrupt
-        return forward(self, images)
+        return forward(self, images, tasks)
 
-    monkeypatch.setattr(Model, "predict", failing)
+    monkeypatch.setattr(Model, "maps", failing)
     with pytest.raises(KeyboardInterrupt):
         run("canopy", aoi=wkt(20, 15, 400, 280), out=tmp_path / "out", options=replace(options, batch_size=1))
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock"] == []

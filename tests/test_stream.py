@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geodino.errors import ReadError
+from geodino.errors import ConfigError, ReadError
 from geodino.grid import Window
+from geodino.stitch import Layer
 from geodino.stream import Tally, fill_by_reflection, stream_cells
 from geodino.windows import Tiling
 
@@ -55,11 +56,13 @@ class Brightness:
     """A model whose height is the window's own brightness and the window's mean: what it sees shifts what it says."""
 
     windows: int = 0
+    layers: tuple[Layer, ...] = (Layer(("height", "spread")),)
 
-    def predict(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def __call__(self, images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
         self.windows += len(images)
         mean = images.mean(axis=(1, 2, 3), keepdims=True)
-        return np.concatenate([images[:, :1] * 30 + mean, images[:, :1]], axis=1)
+        fine = np.concatenate([images[:, :1] * 30 + mean, images[:, :1]], axis=1)
+        return tuple(fine[:, :, :: layer.px, :: layer.px] for layer in self.layers)
 
 
 def compute(extent: Window, source: Field, *, aoi: Window | None = None, batch: int = 3, threads: int = 4):  # type: ignore[no-untyped-def]
@@ -72,7 +75,7 @@ def compute(extent: Window, source: Field, *, aoi: Window | None = None, batch: 
 
     out, tally = np.full((2, *extent.shape), np.nan, np.float32), Tally()
     places = list(TILING.places(extent))
-    for place, values in stream_cells(
+    for place, (values,), _, _ in stream_cells(
         places, TILING, source, Brightness(), wanted=wanted, tally=tally, batch_size=batch, threads=threads
     ):
         cell = TILING.cell(place)
@@ -128,6 +131,42 @@ def test_nodata_in_is_nodata_out_and_its_filling_never_shows() -> None:
     assert tally.windows_filled > 0
 
 
+def test_layers_of_two_resolutions_come_side_by_side_and_say_the_same_of_the_same_ground() -> None:
+    extent, aoi = Window(-30, 10, 150, 130), Window(-21, 17, 99, 83)
+    inside = aoi.intersection(extent)
+
+    def wanted(window: Window) -> npt.NDArray[np.bool_]:
+        mask = np.zeros(window.shape, bool)
+        shared = inside.intersection(window)
+        if not shared.empty:
+            mask[shared.slices_in(window)] = True
+        return mask
+
+    fine, coarse = Layer(("height", "spread")), Layer(("height", "spread"), 2)
+    places = list(TILING.places(extent))
+    found = {}
+    for layers in ((fine,), (fine, coarse), (coarse,)):
+        cells = stream_cells(
+            places, TILING, Field(), Brightness(layers=layers), wanted=wanted, tally=Tally(), batch_size=4
+        )
+        found[layers] = list(cells)
+    assert len(found[(fine,)]) == len(found[(coarse,)]) == 20
+    for alone, both, small in zip(found[(fine,)], found[(fine, coarse)], found[(coarse,)], strict=True):
+        np.testing.assert_array_equal(both.maps[0], alone.maps[0])
+        np.testing.assert_array_equal(both.maps[1], small.maps[0])
+        assert small.maps[0].shape == (2, TILING.stride // 2, TILING.stride // 2)
+        whole = alone.wanted.reshape(16, 2, 16, 2).all(axis=(1, 3))
+        np.testing.assert_array_equal(np.isfinite(small.maps[0][0]), whole)
+        # The picture changes by 0.04 a pixel, 30 m for each 1: a value lies a pixel from its cell's first one.
+        apart = (small.maps[0] - alone.maps[0][:, ::2, ::2])[:, whole]
+        assert not whole.any() or np.abs(apart).max() < 1.5
+
+
+def test_windows_that_are_not_whole_cells_are_refused() -> None:
+    with pytest.raises(ConfigError, match="margin 5 px do not fit maps of 2 px a value"):
+        Tiling(64, 32, 5).coarser(2)
+
+
 def test_a_straight_edge_is_filled_by_plain_reflection() -> None:
     image = np.random.default_rng(1).random((3, 20, 24)).astype(np.float32)
     valid = np.zeros((20, 24), bool)
@@ -173,7 +212,7 @@ class Slow(Field):
 
 
 class Refusing(Brightness):
-    def predict(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def __call__(self, images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
         raise KeyboardInterrupt
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from geodino.models.canopy import canopy_forward
 from geodino.models.catalog import Licence, ModelRow
 from geodino.models.network import HeadedNetwork, as_maps
 from geodino.models.precision import Precision, autocast, normalise, prepare
+from geodino.models.pyramid import CELL
+from geodino.stitch import Layer
 from geodino.windows import PATCH, SIDE_MULTIPLE, Tiling
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,13 @@ _CPU_TOKENS = 1000
 # Peak memory of the head a pixel of the window, ViT-L size: the full-size 128 channels live three to four times.
 _GPU_BYTES_A_PIXEL = 4096
 _GPU_MOST = 32
+
+
+# What the heads say of a window, on maps that can be stitched.
+LAYERS: Mapping[str, Layer] = {
+    "canopy": Layer(("height", "spread")),
+    "trees": Layer(("heat", "density", "right", "down"), CELL),
+}
 
 
 class Model:
@@ -124,6 +133,19 @@ class Model:
             return np.empty((0, len(self.outputs), *images.shape[2:]), np.float32)
         return self.maps(images, ("canopy",))["canopy"]
 
+    def asked(self, tasks: Sequence[str]) -> Asked:
+        """The model as a run sees it: chips in, the layers of these tasks out, in one pass.
+
+        Raises
+        ------
+        ModelError
+            If it has no head for one of them, or one that gives no map.
+        """
+        for task in tasks:
+            if task not in self.tasks or task not in LAYERS:
+                raise ModelError(f"{self.name} makes no map of {task}: it has heads for {', '.join(self.tasks)}")
+        return Asked(self, tuple(tasks))
+
     def maps(
         self, images: npt.NDArray[np.float32], tasks: Sequence[str] | None = None
     ) -> dict[str, npt.NDArray[np.float32]]:
@@ -209,6 +231,23 @@ class Model:
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A model and what is asked of it; a `stream.Predictor`."""
+
+    model: Model
+    tasks: tuple[str, ...]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(LAYERS[task] for task in self.tasks)
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
+        """(B, 3, S, S) in 0..1 to (B, K, S / px, S / px) for each layer; errors as for `Model.predict`."""
+        maps = self.model.maps(images, self.tasks)
+        return tuple(maps[task] for task in self.tasks)
 
 
 def default_batch_size(side: int, device: torch.device) -> int:

@@ -15,9 +15,9 @@ from geodino.training.chipset import ChipSet, Task
 
 Targets = dict[str, torch.Tensor]
 
-# Cells: the Gaussian around each tree, 2.4 m at 0.6 m a pixel. After five epochs of the recipe of `nano` it found as many
-# of the tuning trees as 1.25 did (F1 0.688 and 0.685) with far fewer too many (4 and 21 %): people who mark trees do not
-# agree to the metre, and a narrow peak asks for that.
+# Cells: the Gaussian around each tree, 2.4 m at 0.6 m a pixel. After five epochs of the recipe of `nano` it found as
+# many of the tuning trees as 1.25 did (F1 0.688 and 0.685) with far fewer too many (4 and 21 %): people who mark trees
+# do not agree to the metre, and a narrow peak asks for that.
 HEAT_SIGMA = 2.0
 _REACH = 6
 UNKNOWN_CLASS = 255
