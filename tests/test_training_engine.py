@@ -201,6 +201,13 @@ def test_the_folder_says_where_the_weights_came_from_and_how_good_they_are(
     assert "A. Surveyor, 2026" in said and f"| mae_m | {record['chosen']['mae_m']:.4g} |" in said
     assert (tmp_path / "m" / "learning_curve.png").stat().st_size > 5000
     assert facts_of(tmp_path / "m").licence.name == "CC-BY-4.0"
+    # A second head does not make the first one's data forgotten.
+    again = Options(name="both", attribution=("B. Surveyor, 2027",))
+    later = train(canopy, tmp_path / "m", tmp_path / "n", head="linear", recipe=SMALL, options=again)
+    assert later["start"]["training"] == record
+    said = (tmp_path / "n" / "README.md").read_text()
+    assert "- A. Surveyor, 2026\n- B. Surveyor, 2027" in said and "`geodino train`, it learned canopy" in said
+    assert facts_of(tmp_path / "n").licence.name == "CC-BY-4.0"
 
 
 def test_the_rate_rises_then_falls_to_a_hundredth() -> None:

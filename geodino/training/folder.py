@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -87,7 +88,15 @@ def licence_of(done: Finished) -> Licence:
     """DINOv3's where the weights derive from it, else what the caller says of the data."""
     if done.start.row.licence == DINOV3_LICENCE:
         return DINOV3_LICENCE
-    return Licence(done.options.data_licence or done.start.row.licence.name, "")
+    stated = done.options.data_licence
+    return done.start.row.licence if stated in ("", done.start.row.licence.name) else Licence(stated, "")
+
+
+def attribution_of(record: Mapping[str, Any]) -> list[str]:
+    """The lines to keep with the weights: of these data, and of those that earlier heads learned from."""
+    earlier = record.get("start", {}).get("training")
+    lines = [*(attribution_of(earlier) if earlier else []), *record.get("data", {}).get("attribution", [])]
+    return list(dict.fromkeys(lines))
 
 
 def record_of(done: Finished, weights_sha256: str) -> dict[str, Any]:
@@ -97,7 +106,7 @@ def record_of(done: Finished, weights_sha256: str) -> dict[str, Any]:
         "task": done.chips.task,
         "head": done.head,
         "command": done.options.command,
-        "start": {"model": done.start.row.name, "sha256": done.start.sha256},
+        "start": {"model": done.start.row.name, "sha256": done.start.sha256, "training": dict(done.start.record)},
         "trained": list(done.trained),
         "recipe": asdict(done.recipe),
         "data": {
@@ -132,7 +141,13 @@ def card(done: Finished, record: dict[str, Any], licence: Licence) -> str:
     figures = {k: v for k, v in done.chosen.items() if k not in ("step", "elapsed_s", "loss", "rate")}
     rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items())
     data = record["data"]
-    attribution = "\n".join(f"- {line}" for line in done.options.attribution) or "- not stated"
+    attribution = "\n".join(f"- {line}" for line in attribution_of(record)) or "- not stated"
+    earlier = record["start"]["training"]
+    before = (
+        f"\nBefore that, in `{earlier['command']}`, it learned {earlier['task']}; these weights did not change.\n"
+        if earlier.get("command")
+        else ""
+    )
     dinov3 = (
         "\nThe weights derive from DINOv3: pass them on under the DINOv3 License only, with a copy of it, and "
         "acknowledge its use in publications.\n"
@@ -171,7 +186,7 @@ On the {data["chosen_by"]} chips of places that were not trained on but **chose*
     {record["command"] or "from Python"}
 
 Took {record["elapsed_s"] / 60:.0f} minutes. Everything else is in `training.json`.
-
+{before}
 ## Licence
 
 {licence.name} {licence.url}

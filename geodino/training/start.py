@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,8 @@ class Start:
         Prefixes of the weights that other heads of the network stand on: they stay as they are.
     fresh
         Prefixes of the weights that begin at random.
+    record
+        What an earlier training of it left in training.json; empty if there was none.
     """
 
     network: HeadedNetwork
@@ -62,6 +66,7 @@ class Start:
     sha256: str
     shared: tuple[str, ...]
     fresh: tuple[str, ...]
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int) -> Start:
@@ -93,7 +98,8 @@ def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int)
         weights = find_weights(model)
         start_row, source, sha256 = weights.row, weights.load("fp32"), weights.sha256()
         if isinstance(source, HeadedNetwork):
-            return _with_head(source, start_row, sha256, task, head, chips)
+            grown = _with_head(source, start_row, sha256, task, head, chips)
+            return replace(grown, record=_record_of(weights.folder))
         vit = _vit_config(source, start_row)
     config = HeadedConfig(
         vit,
@@ -143,6 +149,18 @@ def _with_head(network: HeadedNetwork, start_row: ModelRow, sha256: str, task: s
     fresh = tuple(sorted({".".join(name.split(".")[: 2 if name.startswith("heads") else 1]) for name in missing}))
     others = set(config.heads) - {task}
     return Start(grown, start_row, sha256, ("backbone", "pyramid") if others else (), fresh)
+
+
+def _record_of(folder: Path | None) -> dict[str, Any]:
+    """What training.json of a folder says; empty where there is none, as of a model of somebody else's."""
+    path = None if folder is None else folder / "training.json"
+    if path is None or not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON ({error}): repair or remove it") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _head_config(task: str, head: str, chips: ChipSet) -> dict[str, Any]:
