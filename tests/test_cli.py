@@ -199,8 +199,8 @@ def test_ctrl_c_and_terminate_leave_nothing_half_written(
     program = (
         "import sys, time\n"
         "from geodino.models.predictor import Model\n"
-        "forward = Model.predict\n"
-        "Model.predict = lambda self, images: (time.sleep(0.5), forward(self, images))[1]\n"
+        "forward = Model.maps\n"
+        "Model.maps = lambda *given: (time.sleep(0.5), forward(*given))[1]\n"
         "from geodino.cli import main\n"
         "main()\n"
     )

@@ -24,7 +24,7 @@ def test_every_published_dinov3_model_has_a_row() -> None:
 def test_a_row_is_sound(known: ModelRow) -> None:
     assert all(0.2 < mean < 0.5 for mean in known.mean) and all(0.1 < std < 0.3 for std in known.std)
     assert known.licence.url.startswith("https://") and known.pretraining
-    assert (known.heads != ()) == (known.family == "chmv2")
+    assert (known.heads != ()) == (known.family in ("chmv2", "headed"))
     assert known.demonstration == (known.name == "nano")
     assert known.gated == bool(known.official) == (known.hub_id is not None)
     # The name under which the official code looks for a file (dinov3/hub/backbones.py 46-62, 128-147).
