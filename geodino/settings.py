@@ -18,6 +18,9 @@ Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", 
 Order = Literal["newest", "least-cloud"]
 Spec = TypeVar("Spec", bound=BaseModel)
 
+# Cells: what must be computed beyond the AOI grows with it.
+MOST_SPACING = 8
+
 
 def _power_of_two(value: float) -> float:
     if not math.log2(value).is_integer():
@@ -42,6 +45,54 @@ class WindowSpec(BaseModel):
     def tiling(self) -> Tiling:
         """The lattice; ConfigError where the three numbers do not fit."""
         return Tiling(self.size, self.overlap, self.margin)
+
+
+class TreesSpec(BaseModel):
+    """How a pipeline finds trees.
+
+    Attributes
+    ----------
+    find_on
+        `heat`, the map of a model that has a head for trees; `height`, the tops of its canopy; `auto`: heat where the
+        model has it.
+    threshold, spacing
+        Least heat of a tree, and how many cells around it are cooler; `model`: what its training chose.
+    min_height_m, allometry, max_diameter_m, smoothing_m
+        Of trees found on height, see `treetops.HeightSettings`.
+    crowns
+        Whether trees found on height get crowns.
+    density_cell_m
+        Side of the cells of the density map, metres.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    find_on: Literal["auto", "heat", "height"] = "auto"
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["model"] = "model"
+    spacing: Annotated[int, Field(ge=1, le=MOST_SPACING)] | Literal["model"] = "model"
+    min_height_m: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    allometry: tuple[float, float, float] = (2.51503, 0.0, 0.00901)
+    max_diameter_m: Annotated[float, Field(gt=0, le=100)] = 20.0
+    smoothing_m: Annotated[float, Field(ge=0, le=20)] = 0.0
+    crowns: bool = True
+    density_cell_m: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+
+
+class StatisticsSpec(BaseModel):
+    """What a run says of each polygon of the AOI.
+
+    Attributes
+    ----------
+    cover_m
+        Canopy cover is the share of the ground that is higher than each of these, metres.
+    least_valid_percent
+        A polygon of which less has been seen gets no figure.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cover_m: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = (2.0, 5.0, 10.0)
+    least_valid_percent: Annotated[float, Field(ge=0, le=100)] = 50.0
 
 
 class PipelineSpec(BaseModel):
@@ -69,13 +120,17 @@ class PipelineSpec(BaseModel):
         `auto`, or a profile by name.
     quantum_m
         Heights are rounded to this power of two, metres.
+    trees
+        How trees are found; None: they are not.
+    statistics
+        What is said of each polygon of the AOI; None: nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     title: str
-    task: Literal["canopy-height"]
+    task: Literal["canopy-height", "trees"]
     model: str = "auto"
     gsd_m: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["model"] = "model"
     window: WindowSpec | Literal["model"] = "model"
@@ -84,6 +139,14 @@ class PipelineSpec(BaseModel):
     max_cloud_percent: Annotated[float, Field(ge=0, le=100)] = 10.0
     radiometry: str = "auto"
     quantum_m: Annotated[float, Field(gt=0, le=1), AfterValidator(_power_of_two)] = 0.125
+    trees: TreesSpec | None = None
+    statistics: StatisticsSpec | None = None
+
+    @model_validator(mode="after")
+    def _finds_trees(self) -> PipelineSpec:
+        if self.task == "trees" and self.trees is None:
+            raise ValueError("task trees needs a section trees; `trees: {}` takes every default")
+        return self
 
     def tiling(self, of_model: Tiling) -> Tiling:
         """The run's windows: the pipeline's own, or the model's."""
@@ -137,16 +200,19 @@ def _plain_errors(error: ValidationError) -> list[ErrorDetails]:
 
 def _fault(kind: type[BaseModel], loc: tuple[int | str, ...], code: str, message: str) -> str:
     # pydantic puts its own names of alternatives between ours, such as `function-after[_fits(), WindowSpec]`.
-    fields = {"": sorted(kind.model_fields), "window": sorted(WindowSpec.model_fields)}
-    inner = str(loc[0]) in fields and len(loc) > 1
-    name = f"{loc[0]}.{loc[-1]}" if inner and str(loc[-1]).isidentifier() else str(loc[0])
+    fields = {"": sorted(kind.model_fields)} | {name: sorted(part.model_fields) for name, part in _SECTIONS.items()}
+    section = str(loc[0]) if loc and str(loc[0]) in fields else ""
+    parts = [str(part) for part in loc[1:] if str(part).isidentifier()] if section else []
+    name = ".".join([str(part) for part in loc[:1]] + parts[:1])
     if code == "extra_forbidden":
-        return f"unknown key {name}" + nearest(str(loc[-1]), fields[str(loc[0]) if inner else ""])
+        return f"unknown key {name}" + nearest(parts[0] if parts else str(loc[-1]), fields[section if parts else ""])
     if code == "missing":
         return f"key {name} is missing"
     said = message.removeprefix("Value error, ")
-    return f"{name}: {said[:1].lower()}{said[1:]}"
+    return (f"{name}: " if name else "") + f"{said[:1].lower()}{said[1:]}"
 
+
+_SECTIONS: dict[str, type[BaseModel]] = {"window": WindowSpec, "trees": TreesSpec, "statistics": StatisticsSpec}
 
 RESAMPLINGS: tuple[str, ...] = get_args(Resampling)
 ORDERS: tuple[str, ...] = get_args(Order)
