@@ -28,10 +28,10 @@ LAYERS = [
     },
     {"geodino.sources", "geodino.outputs"},
     {"geodino.models"},
-    {"geodino.training", "geodino.evaluation"},
+    {"geodino.training", "geodino.evaluation", "geodino.zonal"},
     {"geodino.plan", "geodino.estimate", "geodino.quicklook", "geodino.provenance"},
     {"geodino.pipeline", "geodino.xarrays", "geodino.report", "geodino.doctor"},
-    {"geodino.cli_train", "geodino.cli_evaluate"},
+    {"geodino.cli_train", "geodino.cli_evaluate", "geodino.cli_stats"},
     {"geodino.cli"},
     {"geodino.__main__"},
 ]
