@@ -8,6 +8,7 @@ in whole numbers. Rows grow southwards; north of the CRS's origin they are negat
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from affine import Affine
@@ -66,6 +67,12 @@ class Window:
         row, col = min(self.row, other.row), min(self.col, other.col)
         height = max(self.row_stop, other.row_stop) - row
         return Window(row, col, height, max(self.col_stop, other.col_stop) - col)
+
+    def blocks(self, side: int) -> Iterator[Window]:
+        """The window cut along the lattice of squares of `side` pixels that hangs on pixel (0, 0), row by row."""
+        for row in range(self.row // side * side, self.row_stop, side):
+            for col in range(self.col // side * side, self.col_stop, side):
+                yield Window(row, col, side, side).intersection(self)
 
     def slices_in(self, outer: Window) -> tuple[slice, slice]:
         """The (row, col) slices of this window in an array that covers `outer`, which must hold it."""

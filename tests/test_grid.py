@@ -64,6 +64,18 @@ def test_a_window_padded_and_cropped_is_itself(window: Window, pixels: int) -> N
     assert window.padded(pixels).padded(-pixels) == window
 
 
+@given(
+    st.builds(Window, st.integers(-40, 40), st.integers(-40, 40), st.integers(0, 30), st.integers(0, 30)),
+    st.integers(1, 25),
+)
+def test_blocks_hold_each_pixel_once_and_are_the_same_for_any_window(window: Window, side: int) -> None:
+    seen = np.zeros(window.shape, int)
+    for block in window.blocks(side):
+        assert block.row // side == (block.row_stop - 1) // side and block.col // side == (block.col_stop - 1) // side
+        seen[block.slices_in(window)] += 1
+    assert (seen == 1).all()
+
+
 def test_rounding_noise_in_a_files_transform_adds_no_pixel() -> None:
     grid = Grid(CRS("EPSG:26911"), 0.6)
     noisy = grid.window_over((433880.40000000363, 3776378.39999999, 434034.0000000036, 3776531.99999999))

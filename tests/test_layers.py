@@ -27,6 +27,8 @@ LAYERS = [
         "geodino.trees",
     },
     {"geodino.sources", "geodino.outputs"},
+    {"geodino.surface"},
+    {"geodino.crowns", "geodino.treetops"},
     {"geodino.models"},
     {"geodino.training", "geodino.evaluation", "geodino.zonal"},
     {"geodino.plan", "geodino.estimate", "geodino.quicklook", "geodino.provenance"},
