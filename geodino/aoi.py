@@ -67,6 +67,8 @@ class AOI:
         How many points, lines and empty features were left out.
     repairs
         A sentence for each repaired feature: where it crossed itself, and what it covers now.
+    kept
+        The number in the file of each row's feature, counting from 1; None: all were kept.
     """
 
     frame: gpd.GeoDataFrame
@@ -74,6 +76,12 @@ class AOI:
     repaired_area_m2: float = 0.0
     dropped: int = 0
     repairs: tuple[str, ...] = ()
+    kept: npt.NDArray[np.int64] | None = None
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """(N,) the number of each row's feature, as messages count them."""
+        return np.arange(1, len(self.frame) + 1) if self.kept is None else self.kept
 
     def geometry(self, crs: CRS) -> Polygon | MultiPolygon:
         """The union of all features in `crs`, in one piece across the antimeridian.
@@ -175,6 +183,13 @@ def read_aoi(what: str | Path, *, layer: str | None = None, crs: str | None = No
     ConfigError
         If no sample has that name.
     """
+    aoi = read_polygons(what, layer=layer, crs=crs, repair=repair)
+    assert not aoi.lonlat.is_empty  # Also refuses here, not later, what has no place in lon/lat.
+    return aoi
+
+
+def read_polygons(what: str | Path, *, layer: str | None = None, crs: str | None = None, repair: bool = False) -> AOI:
+    """As `read_aoi`, for layers of up to millions of polygons: the union of all is not made, nor placed in lon/lat."""
     drawn = read_drawn(what, layer)
     chosen = _chosen_crs(drawn, crs)
     frame, dropped = _only_polygons(drawn)
@@ -189,9 +204,7 @@ def read_aoi(what: str | Path, *, layer: str | None = None, crs: str | None = No
         raise AOIError(f"{drawn.origin}: feature {numbers[0]} has no area; draw a polygon")
     frame = gpd.GeoDataFrame(frame.drop(columns=frame.geometry.name), geometry=shapes, crs=chosen)
     dropped += int((~keep).sum())
-    aoi = AOI(frame[keep].reset_index(drop=True), drawn.origin, repaired_area_m2, dropped, repairs)
-    assert not aoi.lonlat.is_empty  # Also refuses here, not later, what has no place in lon/lat.
-    return aoi
+    return AOI(frame[keep].reset_index(drop=True), drawn.origin, repaired_area_m2, dropped, repairs, numbers[keep])
 
 
 @dataclass(frozen=True, eq=False)
