@@ -105,7 +105,7 @@ def run(
     elif as_json:
         click.echo(json.dumps(record.as_dict(), indent=2))
     elif not quiet:
-        click.echo(f"{record.as_text()}\nthe map is {folder / 'canopy_height.tif'}")
+        click.echo(f"{record.as_text()}\nthe results are in {folder}")
 
 
 @cli.group()

@@ -11,7 +11,9 @@ import numpy.typing as npt
 import psutil
 
 from geodino.models import Model
+from geodino.models.predictor import Asked
 from geodino.plan import Plan
+from geodino.products import Products
 from geodino.watch import duration, size
 
 # Beside the model: chips being read ahead, a staged row and GDAL's block cache (256 MiB).
@@ -86,7 +88,7 @@ class Estimate:
         return "\n".join([*(f"{key:<9} {value}" for key, value in lines.items()), *left_out, "nothing was written"])
 
 
-def measure(plan: Plan, model: Model, *, load_s: float) -> Estimate:
+def measure(plan: Plan, products: Products, model: Model, *, load_s: float) -> Estimate:
     """Time some batches of the plan's windows and count what the run would read, hold and write.
 
     Parameters
@@ -97,8 +99,9 @@ def measure(plan: Plan, model: Model, *, load_s: float) -> Estimate:
     side = plan.tiling.size
     batch = min(model.batch_size(side), len(plan.places))
     chips = np.random.default_rng(0).random((batch, 3, side, side), dtype=np.float32)
-    model.predict(chips)
-    seconds_a_window = statistics.median(_seconds(model, chips) for _ in range(_TRIALS)) / batch
+    ask = model.asked(products.tasks)
+    ask(chips)
+    seconds_a_window = statistics.median(_seconds(ask, chips) for _ in range(_TRIALS)) / batch
     bytes_a_pixel = max(
         3 * np.dtype(scene.dtype).itemsize * max(plan.grid.gsd / scene.gsd, 1) ** 2 for scene in plan.scenes
     )
@@ -132,7 +135,7 @@ def measure(plan: Plan, model: Model, *, load_s: float) -> Estimate:
     )
 
 
-def _seconds(model: Model, chips: npt.NDArray[np.float32]) -> float:
+def _seconds(ask: Asked, chips: npt.NDArray[np.float32]) -> float:
     began = time.perf_counter()
-    model.predict(chips)
+    ask(chips)
     return time.perf_counter() - began

@@ -99,8 +99,12 @@ class Plan:
     ----------
     aoi, geometry
         What was asked for, and its union in the grid's CRS.
+    needed
+        The AOI with the ground around it that must be known to find its trees; the AOI itself where none are.
     extent
         The bounds, on the grid, of that part of the AOI which has imagery: what the outputs cover.
+    reach
+        The same of what is needed.
     scenes
         In mosaic order: the first that has a pixel gives it. After the run, those that gave any.
     scene_shares
@@ -121,8 +125,10 @@ class Plan:
     options: RunOptions
     aoi: AOI
     geometry: Polygon | MultiPolygon
+    needed: Polygon | MultiPolygon
     grid: Grid
     extent: Window
+    reach: Window
     tiling: Tiling
     scenes: tuple[Scene, ...]
     scene_shares: tuple[float, ...]
@@ -134,10 +140,10 @@ class Plan:
 
     @property
     def staged_extent(self) -> Window:
-        """The smallest rectangle of whole cells that holds the extent."""
+        """The smallest rectangle of whole cells that holds all that is needed."""
         stride = self.tiling.stride
-        row, col = self.extent.row // stride, self.extent.col // stride
-        rows, cols = -(-self.extent.row_stop // stride) - row, -(-self.extent.col_stop // stride) - col
+        row, col = self.reach.row // stride, self.reach.col // stride
+        rows, cols = -(-self.reach.row_stop // stride) - row, -(-self.reach.col_stop // stride) - col
         return Window(row * stride, col * stride, rows * stride, cols * stride)
 
     @property
@@ -151,13 +157,23 @@ class Plan:
         return len(self.places) * self.tiling.size**2
 
 
-def make_plan(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, *, gsd_m: float, tiling: Tiling) -> Plan:
+def make_plan(
+    spec: PipelineSpec,
+    aoi: str | Path | AOI,
+    options: RunOptions,
+    *,
+    gsd_m: float,
+    tiling: Tiling,
+    context_m: float = 0.0,
+) -> Plan:
     """Settle a run: find the scenes, choose the grid, and list the windows that meet AOI and imagery.
 
     Parameters
     ----------
     gsd_m, tiling
         The model's own; the pipeline may say otherwise.
+    context_m
+        Metres around the AOI that must be known to say of it what is asked.
 
     Raises
     ------
@@ -178,8 +194,12 @@ def make_plan(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, *,
     seen = shapely.intersection(geometry, footprints)
     if not seen.area:
         raise SourceError(_nothing_found(area, options, imagery.dropped))
-    extent = grid.window_over(seen.bounds)
-    inside = places_over(geometry, grid, run_tiling)
+    extent = reach = grid.window_over(seen.bounds)
+    needed = geometry
+    if context_m:
+        needed = shapely.buffer(geometry, context_m, quad_segs=4)
+        reach = grid.window_over(shapely.intersection(needed, footprints).bounds)
+    inside = places_over(needed, grid, run_tiling)
     with Mosaic(imagery.scenes, grid, resampling=spec.resampling) as mosaic:
         places = [place for place in inside if mosaic.covers(run_tiling.window(place))]
     if not places:
@@ -189,14 +209,16 @@ def make_plan(spec: PipelineSpec, aoi: str | Path | AOI, options: RunOptions, *,
         options=options,
         aoi=area,
         geometry=geometry,
+        needed=needed,
         grid=grid,
         extent=extent,
+        reach=reach,
         tiling=run_tiling,
         scenes=imagery.scenes,
         scene_shares=(),
         scenes_dropped=imagery.dropped,
         places=tuple(places),
-        windows_outside_aoi=_places_in(run_tiling, grid.window_over(geometry.bounds)) - len(inside),
+        windows_outside_aoi=_places_in(run_tiling, grid.window_over(needed.bounds)) - len(inside),
         windows_without_imagery=tuple(sorted(set(inside) - set(places))),
         warnings=(*area_warnings(area), *_gap_warnings(seen.area / geometry.area), *imagery.warnings),
     )

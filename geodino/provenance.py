@@ -23,6 +23,7 @@ from geodino.outputs.record import (
     ModelRecord,
     RunRecord,
     TimingsRecord,
+    TreesRecord,
     WindowsRecord,
 )
 from geodino.plan import Plan
@@ -74,6 +75,7 @@ class Finished:
     outputs: tuple[FileRecord, ...]
     started: datetime
     total_s: float
+    trees: TreesRecord | None = None
 
 
 def make_record(done: Finished) -> RunRecord:
@@ -109,6 +111,7 @@ def make_record(done: Finished) -> RunRecord:
         ended=datetime.now(UTC),
         warnings=plan.warnings,
         mapped_percent_of_aoi=round(min(100 * mapped_m2 / plan.geometry.area, 100.0), 2),
+        trees=done.trees,
     )
 
 
@@ -135,9 +138,9 @@ def _windows_record(plan: Plan, tally: Tally) -> WindowsRecord:
     )
 
 
-def file_record(path: Path, name: str) -> FileRecord:
+def file_record(path: Path, name: str, *, features: int | None = None) -> FileRecord:
     """A finished file that holds no raster, under the name it will have."""
-    return FileRecord(name, file_sha256(path), path.stat().st_size)
+    return FileRecord(name, file_sha256(path), path.stat().st_size, features=features)
 
 
 def _model_record(model: Model, reference: str) -> ModelRecord:

@@ -59,8 +59,8 @@ class TreesSpec(BaseModel):
         Least heat of a tree, and how many cells around it are cooler; `model`: what its training chose.
     min_height_m, allometry, max_diameter_m, smoothing_m
         Of trees found on height, see `treetops.HeightSettings`.
-    crowns
-        Whether trees found on height get crowns.
+    crowns, crown_min_share, crown_reach
+        Whether trees found on height get crowns, and how far these go, see `crowns.CrownSettings`.
     density_cell_m
         Side of the cells of the density map, metres.
     """
@@ -75,6 +75,8 @@ class TreesSpec(BaseModel):
     max_diameter_m: Annotated[float, Field(gt=0, le=100)] = 20.0
     smoothing_m: Annotated[float, Field(ge=0, le=20)] = 0.0
     crowns: bool = True
+    crown_min_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    crown_reach: Annotated[float, Field(gt=0, le=5)] = 2.0
     density_cell_m: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
 
 

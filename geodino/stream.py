@@ -105,6 +105,12 @@ class Tally:
     write_s: float = 0.0
     scene_pixels: Counter[int] = field(default_factory=Counter)
 
+    def count(self, mapped: Bools, scene: npt.NDArray[np.uint16]) -> None:
+        """Count the pixels of a square that are part of the map, and the scenes that gave them."""
+        self.pixels_written += int(np.count_nonzero(mapped))
+        numbers, counts = np.unique(scene[mapped], return_counts=True)
+        self.scene_pixels.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+
 
 def stream_cells(
     places: Sequence[Place],
@@ -141,8 +147,6 @@ def stream_cells(
             assert all(cell.place == chip.place for cell in cells), (chip.place, cells)
             for cell, layer in zip(cells, predictor.layers, strict=True):
                 cell.values[:, ~coarser(chip.wanted, layer.px)] = np.nan
-            tally.pixels_written += int(np.count_nonzero(chip.wanted))
-            tally.scene_pixels.update(_counts(chip.scene[chip.wanted]))
             yield Done(chip.place, tuple(cell.values for cell in cells), chip.wanted, chip.scene)
 
 
@@ -286,8 +290,3 @@ def _timed(cells: Iterator[tuple[Cell, ...]], tally: Tally) -> Iterator[tuple[Ce
         if cell is None:
             return
         yield cell
-
-
-def _counts(values: npt.NDArray[np.uint16]) -> dict[int, int]:
-    scenes, counts = np.unique(values, return_counts=True)
-    return dict(zip(scenes.tolist(), counts.tolist(), strict=True))

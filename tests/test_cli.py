@@ -52,7 +52,7 @@ def test_a_run_prints_plain_progress_and_where_the_map_is(
 ) -> None:
     code, out, err = typed(*run_words(photo, tiny_model, tmp_path / "out"))
     assert code == 0
-    assert str(tmp_path / "out" / "canopy_height.tif") in out
+    assert f"the results are in {tmp_path / 'out'}" in out and "canopy_height.tif" in out
     assert "windows" in err and "(100%)" in err
     assert "\r" not in err and "\x1b" not in err
     assert (tmp_path / "out" / "canopy_height.tif").is_file()

@@ -255,7 +255,9 @@ def test_a_demonstration_model_is_called_one(tmp_path: Path) -> None:
 
 def test_assets_lie_beside_the_item_with_their_checksums(tmp_path: Path) -> None:
     assets = plain(RECORD, tmp_path)["assets"]
-    assert {asset["href"] for key, asset in assets.items() if key != "model"} == {f"./{name}" for name in ASSETS}
+    made = {f"./{file.name}" for file in RECORD.outputs} | {"./run.json"}
+    assert {asset["href"] for key, asset in assets.items() if key != "model"} == made
+    assert {name.removeprefix("./") for name in made} <= set(ASSETS)
     height = assets["canopy_height"]
     assert height["file:checksum"] == "1220" + "cd" * 32 and height["file:size"] == 1_234_567
     (band,) = height["bands"]

@@ -75,9 +75,10 @@ def compute(extent: Window, source: Field, *, aoi: Window | None = None, batch: 
 
     out, tally = np.full((2, *extent.shape), np.nan, np.float32), Tally()
     places = list(TILING.places(extent))
-    for place, (values,), _, _ in stream_cells(
+    for place, (values,), mapped, scene in stream_cells(
         places, TILING, source, Brightness(), wanted=wanted, tally=tally, batch_size=batch, threads=threads
     ):
+        tally.count(mapped, scene)
         cell = TILING.cell(place)
         shared = cell.intersection(extent)
         if not shared.empty:

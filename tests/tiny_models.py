@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from transformers import CHMv2Config, CHMv2ForDepthEstimation, DINOv3ConvNextConfig, DINOv3ViTConfig, PreTrainedModel
 
+from geodino.models.network import HeadedConfig, HeadedNetwork
+
 # Networks this small lose more by two threads waiting for each other than they gain, a hundredfold on a busy machine.
 torch.set_num_threads(1)
 
@@ -34,6 +36,14 @@ def canopy_network(*, seed: int = 0, vit: dict[str, object] | None = None, **hea
     kwargs = {"post_process_channels": [8, 16, 24, 32], "fusion_hidden_size": 16, "head_hidden_size": 8}
     torch.manual_seed(seed)
     return randomise(CHMv2ForDepthEstimation(CHMv2Config(backbone_config=backbone, **(kwargs | head))))
+
+
+def headed_network(*, seed: int = 0, **heads: dict[str, object]) -> HeadedNetwork:
+    """A tiny network of geodino's own heads, random."""
+    pyramid = {"widths": [4, 8, 12, 16], "middle": 8, "width": 8, "blocks": [1, 1, 1]}
+    torch.manual_seed(seed)
+    config = HeadedConfig(vit_config(num_hidden_layers=2), taps=[1, 2], pyramid=pyramid, heads=heads)
+    return randomise(HeadedNetwork(config))
 
 
 def randomise(network: PreTrainedModel) -> PreTrainedModel:

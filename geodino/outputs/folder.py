@@ -27,7 +27,19 @@ from geodino.errors import OutputError
 RECORD_NAME = "run.json"
 
 # Every name a run may give to a file. `--overwrite` removes these and nothing else.
-OUTPUT_NAMES = ("canopy_height.tif", "canopy_height_spread.tif", "preview.png", "item.json", RECORD_NAME)
+OUTPUT_NAMES = (
+    "canopy_height.tif",
+    "canopy_height_spread.tif",
+    "trees.parquet",
+    "trees.gpkg",
+    "crowns.parquet",
+    "tree_density.tif",
+    "statistics.parquet",
+    "statistics.csv",
+    "preview.png",
+    "item.json",
+    RECORD_NAME,
+)
 
 LOCK_NAME = ".lock"
 # Beside the lock, not in it: filelock before 3.25 empties the lock file when a second process asks for it.

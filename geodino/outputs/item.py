@@ -28,11 +28,18 @@ EXTENSIONS = [
 ]
 
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
+GEOPARQUET, GEOPACKAGE = "application/vnd.apache.parquet", "application/geopackage+sqlite3"
 # By file name: asset key, title, media type, roles.
 ASSETS: dict[str, tuple[str, str, str, list[str]]] = {
     "canopy_height.tif": ("canopy_height", "Canopy height above ground", COG, ["data"]),
     "canopy_height_spread.tif": ("canopy_height_spread", "Spread of the model's height bins", COG, ["data"]),
-    "preview.png": ("preview", "Image and canopy height side by side", "image/png", ["overview"]),
+    "trees.parquet": ("trees", "Trees, a point each", GEOPARQUET, ["data"]),
+    "trees.gpkg": ("trees_gpkg", "The same trees as a GeoPackage with a style for QGIS", GEOPACKAGE, ["data"]),
+    "crowns.parquet": ("crowns", "Crowns, a polygon a tree", GEOPARQUET, ["data"]),
+    "tree_density.tif": ("tree_density", "Trees per hectare", COG, ["data"]),
+    "statistics.parquet": ("statistics", "Statistics of each polygon", GEOPARQUET, ["data"]),
+    "statistics.csv": ("statistics_csv", "The same statistics without geometry", "text/csv", ["data"]),
+    "preview.png": ("preview", "The image beside what was made of it", "image/png", ["overview"]),
     "run.json": ("record", "Everything needed to run it again", "application/json", ["metadata"]),
 }
 
@@ -123,16 +130,19 @@ def _dates(record: RunRecord) -> tuple[datetime | None, datetime | None]:
 
 
 def _properties(record: RunRecord, *, dated: bool) -> dict[str, object]:
-    description = f"Canopy height of {record.aoi.area_ha:,.1f} ha by {record.model.name}."
+    what = str(record.pipeline.get("title", "Canopy height"))
+    description = f"{what} of {record.aoi.area_ha:,.1f} ha by {record.model.name}."
+    if record.trees is not None:
+        description += f" {record.trees.count:,} trees, found on {record.trees.found_on}."
     if record.model.demonstration:
-        description += " A demonstration model: do not rely on these heights."
+        description += " A demonstration model: do not rely on these numbers."
     credits_ = sorted({_credit(scene) for scene in record.scenes} - {""})
     if credits_:
         description += f" Imagery: {'; '.join(credits_)}."
     if not dated:
         description += " The imagery's date is unknown; the datetime is that of the run."
     return {
-        "title": "Canopy height",
+        "title": what,
         "description": description,
         "created": record.ended.isoformat().replace("+00:00", "Z"),
         "gsd": record.grid.gsd_m,
@@ -261,10 +271,10 @@ def _raster_fields(file: FileRecord, record: RunRecord) -> dict[str, object]:
         "name": _stem(file),
         "data_type": "float32",
         "nodata": NODATA,
-        "unit": "m",
+        "unit": found.unit,
         "statistics": figures,
         "raster:sampling": "area",
-        "raster:spatial_resolution": record.grid.gsd_m,
+        "raster:spatial_resolution": found.gsd_m or record.grid.gsd_m,
     }
     return {"bands": [band]}
 

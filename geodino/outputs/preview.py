@@ -1,4 +1,4 @@
-"""The preview: the image beside its canopy height, to be looked at without a GIS.
+"""The preview: the image beside its canopy height, its trees on top, to be looked at without a GIS.
 
 Sizes are in inches at 100 dots, so that a long thin AOI, a wide one and one of a few pixels all get a readable
 legend: panels take the shape of the AOI, everything else is laid out around them.
@@ -31,6 +31,8 @@ NARROWEST_WIDTH = 7.6  # the legend needs as much
 HEIGHT_COLOURS = LinearSegmentedColormap.from_list(
     "forest", ["#f3eedd", "#dbd795", "#a9c35c", "#6aa84a", "#2f8a4b", "#0c6a4c", "#064a49", "#0a2a3a"]
 )
+# A colour that no ground and no forest has.
+TREE_COLOUR = "#ff2fd0"
 NODATA_FACE, NODATA_HATCH = "#dedede", "#b4b4b4"
 INK, FAINT, ALARM = "#1c1c1c", "#5c5c5c", "#a8320a"
 
@@ -46,7 +48,8 @@ class Preview:
     valid
         Shape (H, W), bool: where the image has data.
     height
-        Shape (H, W), float32, metres; NaN where there is none.
+        Shape (H, W), float32, metres; NaN where there is none. None: no heights were made, and the second panel shows
+        the image again, without what is drawn on the first.
     gsd_m
         Metres a pixel of these arrays, after any decimation.
     title
@@ -57,16 +60,22 @@ class Preview:
         Whether the model is one for demonstration; the picture then says so.
     outlines
         Rings of the AOI, each (N, 2), as (col, row) of these arrays, drawn on both panels.
+    trees
+        Trees drawn on the image, (N, 2), as (col, row) of these arrays; None: none were looked for.
+    trees_note
+        What is said of them, such as their number.
     """
 
     rgb: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
-    height: npt.NDArray[np.float32]
+    height: npt.NDArray[np.float32] | None
     gsd_m: float
     title: str
     caption: tuple[str, ...] = ()
     demonstration: bool = False
     outlines: tuple[npt.NDArray[np.float64], ...] = ()
+    trees: npt.NDArray[np.float64] | None = None
+    trees_note: str = "trees"
 
 
 @dataclass(frozen=True)
@@ -97,24 +106,32 @@ class _Layout:
 
 def render_preview(preview: Preview, path: Path) -> None:
     """Draw the preview as a PNG of at most 1600 pixels across."""
-    layout = _lay_out(*preview.height.shape)
+    layout = _lay_out(*preview.valid.shape)
     lines = _wrapped(preview, layout.figure[0])
     layout = replace(layout, header=1.0 + HEADER_LINE * len(lines))
     width, height = layout.figure
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
-    top = top_of_scale(preview.height)
-    colours = ScalarMappable(Normalize(0, top), HEIGHT_COLOURS)
     photo = np.dstack([np.moveaxis(np.nan_to_num(preview.rgb), 0, -1).clip(0, 1), preview.valid])
-    canopy = colours.to_rgba(np.nan_to_num(preview.height))
-    canopy[..., 3] = np.isfinite(preview.height)
-    for index, (label, picture) in enumerate([("image", photo), ("canopy height", canopy)]):
+    panels, colours, extend = [("image", photo)], None, "neither"
+    if preview.height is not None:
+        top = top_of_scale(preview.height)
+        colours = ScalarMappable(Normalize(0, top), HEIGHT_COLOURS)
+        canopy = colours.to_rgba(np.nan_to_num(preview.height))
+        canopy[..., 3] = np.isfinite(preview.height)
+        panels.append(("canopy height", canopy))
+        extend = "max" if bool((np.nan_to_num(preview.height) > top).any()) else "neither"
+    else:
+        panels.append(("image", photo))
+    if preview.trees is not None:
+        panels[0] = (f"image, {preview.trees_note}", photo)
+    for index, (label, picture) in enumerate(panels):
         axes = _axes(figure, layout.panel(index))
         _draw_panel(axes, label, picture)
         _draw_outlines(axes, preview)
+        if not index and preview.trees is not None:
+            _draw_trees(axes, preview.trees, layout.panel_width * DOTS_PER_INCH / preview.valid.shape[1])
     _write_header(figure, preview.title, lines)
-    taller = bool((np.nan_to_num(preview.height) > top).any())
-    metres_per_inch = preview.gsd_m * preview.height.shape[1] / layout.panel_width
-    _draw_legend(figure, colours, metres_per_inch, extend="max" if taller else "neither")
+    _draw_legend(figure, colours, preview.gsd_m * preview.valid.shape[1] / layout.panel_width, extend=extend)
     # No software entry: the same run gives the same bytes.
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
@@ -175,6 +192,15 @@ def _draw_outlines(axes: Axes, preview: Preview) -> None:
         axes.plot(*(ring.T - 0.5), color=INK, linewidth=0.7, zorder=3, scalex=False, scaley=False)
 
 
+def _draw_trees(axes: Axes, trees: npt.NDArray[np.float64], dots_a_pixel: float) -> None:
+    """Rings of three pixels where there is room, dots where there is none."""
+    across = float(np.clip(6 * dots_a_pixel, 2.0, 9.0)) * 72 / DOTS_PER_INCH
+    hollow = across > 3
+    face = "none" if hollow else TREE_COLOUR
+    x, y = (trees - 0.5).T
+    axes.scatter(x, y, across**2, facecolors=face, edgecolors=TREE_COLOUR, linewidths=0.9 if hollow else 0, zorder=4)
+
+
 def _write_header(figure: Figure, title: str, lines: list[tuple[str, str, str]]) -> None:
     width, height = figure.get_size_inches()
     figure.text(MARGIN / width, 1 - 0.28 / height, title, fontsize=15, weight="bold", color=INK, va="top")
@@ -183,13 +209,15 @@ def _write_header(figure: Figure, title: str, lines: list[tuple[str, str, str]])
         figure.text(MARGIN / width, y, line, fontsize=9.5, color=colour, weight=weight, va="top")
 
 
-def _draw_legend(figure: Figure, colours: ScalarMappable, metres_per_inch: float, *, extend: str) -> None:
-    """From the left: the height scale, the sign for nodata, the scale bar, north."""
+def _draw_legend(figure: Figure, colours: ScalarMappable | None, metres_per_inch: float, *, extend: str) -> None:
+    """From the left: the height scale if there is one, the sign for nodata, the scale bar, north."""
     width, _ = figure.get_size_inches()
-    bar = figure.colorbar(colours, cax=_axes(figure, (MARGIN, 0.5, 2.9, 0.16)), orientation="horizontal", extend=extend)
-    bar.set_label("canopy height (m)", fontsize=9, color=INK, labelpad=2)
-    bar.ax.tick_params(labelsize=8.5, colors=INK, length=3)
-    bar.outline.set_linewidth(0.5)
+    if colours is not None:
+        scale = _axes(figure, (MARGIN, 0.5, 2.9, 0.16))
+        bar = figure.colorbar(colours, cax=scale, orientation="horizontal", extend=extend)
+        bar.set_label("canopy height (m)", fontsize=9, color=INK, labelpad=2)
+        bar.ax.tick_params(labelsize=8.5, colors=INK, length=3)
+        bar.outline.set_linewidth(0.5)
     canvas = _axes(figure, (0, 0, width, FOOTER))
     canvas.set(xlim=(0, width), ylim=(0, FOOTER))
     canvas.set_axis_off()

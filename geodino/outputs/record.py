@@ -110,29 +110,47 @@ class TimingsRecord:
 
 @dataclass(frozen=True)
 class StatisticsRecord:
-    """What a raster holds, in its own unit; null where no pixel is valid."""
+    """What a raster holds, in `unit`; null where no pixel is valid. `gsd_m` where it is not the run's own."""
 
     valid_percent: float
     minimum: float | None
     maximum: float | None
     mean: float | None
     stddev: float | None
+    unit: str = "m"
+    gsd_m: float | None = None
 
     @classmethod
-    def of(cls, census: Census) -> StatisticsRecord:
+    def of(cls, census: Census, unit: str = "m", gsd_m: float | None = None) -> StatisticsRecord:
         if not census.valid:
-            return cls(0.0, None, None, None, None)
-        return cls(census.valid_percent, census.minimum, census.maximum, census.mean, census.stddev)
+            return cls(0.0, None, None, None, None, unit, gsd_m)
+        return cls(census.valid_percent, census.minimum, census.maximum, census.mean, census.stddev, unit, gsd_m)
+
+
+@dataclass(frozen=True)
+class TreesRecord:
+    """How trees were found, and how many.
+
+    `found_on` is `heat` or `height`, `settings` those of `trees.HeatSettings` or `treetops.HeightSettings`, `mapped_ha`
+    the ground that they were looked for on.
+    """
+
+    found_on: str
+    count: int
+    mapped_ha: float
+    per_ha: float
+    settings: dict[str, JsonValue]
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One output; `statistics` where it is a raster."""
+    """One output; `statistics` where it is a raster, the number of `features` where it is a vector layer or table."""
 
     name: str
     sha256: str
     size_bytes: int
     statistics: StatisticsRecord | None = None
+    features: int | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +176,9 @@ class RunRecord:
     started, ended
         UTC.
     mapped_percent_of_aoi
-        How much of the AOI's pixels have a height; `valid_percent` of a raster is of its bounding box.
+        How much of the AOI's pixels were mapped; `valid_percent` of a raster is of its bounding box.
+    trees
+        What was found of trees; None where they were not looked for.
     """
 
     geodino: str
@@ -179,6 +199,7 @@ class RunRecord:
     ended: datetime
     warnings: tuple[str, ...] = ()
     mapped_percent_of_aoi: float | None = None
+    trees: TreesRecord | None = None
     record_version: int = RECORD_VERSION
 
     def as_dict(self) -> dict[str, JsonValue]:
@@ -202,6 +223,12 @@ class RunRecord:
         windows, timings = self.windows, self.timings
         if self.mapped_percent_of_aoi is not None:
             lines.append(f"{self.mapped_percent_of_aoi:.1f} % of the AOI ({self.aoi.area_ha:,.2f} ha) mapped")
+        if self.trees is not None:
+            found = self.trees
+            lines.append(
+                f"{count(found.count, 'tree')} on {found.mapped_ha:,.2f} ha, {found.per_ha:.1f} a hectare, found on "
+                f"{found.found_on}"
+            )
         skipped = windows.outside_aoi + len(windows.without_imagery)
         lines.append(
             f"{count(windows.run, 'window')} run, {skipped:,} skipped; {count(len(self.scenes), 'scene')} used"
@@ -211,7 +238,7 @@ class RunRecord:
             f"stitch {timings.stitch_s:.1f}, write {timings.write_s:.1f}"
         )
         if self.model.demonstration:
-            lines.append(f"{self.model.name} is a demonstration model: do not rely on these heights")
+            lines.append(f"{self.model.name} is a demonstration model: do not rely on these numbers")
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
@@ -258,11 +285,13 @@ def read_record(path: Path | str) -> RunRecord:
 def _file_line(file: FileRecord) -> str:
     line = f"{file.name}  {size(file.size_bytes)}"
     statistics = file.statistics
+    if file.features is not None:
+        return f"{line}, {count(file.features, 'feature')}"
     if statistics is None:
         return line
     if statistics.mean is None:
         return f"{line}, no valid pixel"
-    return f"{line}, mean {statistics.mean:.1f} m, largest {statistics.maximum:.1f} m"
+    return f"{line}, mean {statistics.mean:.1f} {statistics.unit}, largest {statistics.maximum:.1f} {statistics.unit}"
 
 
 _ADAPTER = TypeAdapter(RunRecord)

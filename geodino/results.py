@@ -1,0 +1,207 @@
+"""The end of a run: maps, trees and picture out of what was staged, under the names that `publish` will change."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import rasterio
+
+from geodino.aoi import AOIMask
+from geodino.compute import Stages
+from geodino.models import Model
+from geodino.outputs.cog import CogProfile, stage_to_cog
+from geodino.outputs.density import density_writer
+from geodino.outputs.folder import OutputFolder
+from geodino.outputs.record import FileRecord, StatisticsRecord, TreesRecord
+from geodino.outputs.tree_table import SceneRow, TreeTable
+from geodino.outputs.vectors import TreePaths, tree_writer
+from geodino.plan import Plan
+from geodino.products import CROWNS, DENSITY, PREVIEW, TREES, TREES_PACKAGE, Products, heat_settings, height_settings
+from geodino.provenance import file_record, provenance_tags
+from geodino.quicklook import PREVIEW_FAULTS, draw_preview
+from geodino.settings import TreesSpec
+from geodino.sources import Scene
+from geodino.sources.raster import LOCAL_OPTIONS, causes
+from geodino.surface import RasterSurface, Surface
+from geodino.trees import BLOCK, Trees, looked_up, trees_on_heat
+from geodino.treetops import trees_on_height
+from geodino.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished files, what was found of trees, and sentences about what is missing."""
+
+    files: tuple[FileRecord, ...]
+    trees: TreesRecord | None
+    left_out: tuple[str, ...]
+
+
+def write_results(
+    stages: Stages,
+    plan: Plan,
+    products: Products,
+    model: Model,
+    folder: OutputFolder,
+    *,
+    numbered: Sequence[Scene],
+    started: datetime,
+    watch: Watch,
+) -> Results:
+    """Write all that a run makes but its Item and record.
+
+    Parameters
+    ----------
+    numbered
+        The scenes as they were numbered when the ground was staged.
+
+    Raises
+    ------
+    OutputError
+        The disk refuses, or does not hold what was written.
+    """
+    tags = provenance_tags(plan, model, started)
+    files: list[FileRecord] = []
+    # Side by side, because compressing and checking are a fifth of a run with a small model.
+    with ThreadPoolExecutor(max(len(products.maps), 1), thread_name_prefix="geodino-write") as pool:
+        maps = [pool.submit(_write_map, stages, plan, band, name, folder, tags) for band, name in products.maps.items()]
+        found, trees = _write_trees(stages, plan, products, model, folder, numbered, tags, watch)
+        watch.begin("writing", len(maps) + 1)
+        files += [_waited(future, watch, number) for number, future in enumerate(maps, start=1)]
+    files += found
+    left_out = _draw(plan, products, model, folder, watch)
+    if not left_out:
+        files.append(file_record(folder.staging(PREVIEW), PREVIEW))
+    watch.advance(len(maps) + 1)
+    return Results(tuple(files), trees, left_out)
+
+
+def _write_map(
+    stages: Stages, plan: Plan, band: str, name: str, folder: OutputFolder, tags: dict[str, str]
+) -> FileRecord:
+    assert stages.maps is not None
+    profile = CogProfile(name.removesuffix(".tif"), "m", tags)
+    # GDAL's options belong to a thread.
+    with rasterio.Env(**LOCAL_OPTIONS):
+        receipt = stage_to_cog(stages.maps, band, folder.staging(name), clip=plan.extent, profile=profile)
+    return FileRecord(name, receipt.sha256, receipt.size_bytes, StatisticsRecord.of(receipt.census))
+
+
+def _waited(future: Future[FileRecord], watch: Watch, number: int) -> FileRecord:
+    record = future.result()
+    watch.advance(number)
+    return record
+
+
+def _write_trees(
+    stages: Stages,
+    plan: Plan,
+    products: Products,
+    model: Model,
+    folder: OutputFolder,
+    numbered: Sequence[Scene],
+    tags: dict[str, str],
+    watch: Watch,
+) -> tuple[list[FileRecord], TreesRecord | None]:
+    """Points, GeoPackage, crowns and density, block by block; nothing where the pipeline finds no trees."""
+    spec = plan.spec.trees
+    if products.find_on is None or spec is None or stages.ground is None:
+        return [], None
+    with_crowns = products.find_on == "height" and spec.crowns
+    paths = TreePaths(
+        folder.staging(TREES), folder.staging(TREES_PACKAGE), folder.staging(CROWNS) if with_crowns else None
+    )
+    with ExitStack() as opened:
+        ground = opened.enter_context(RasterSurface(stages.ground.path))
+        heat = opened.enter_context(RasterSurface(stages.heat.path)) if stages.heat else None
+        surface: Surface = heat or ground
+        wanted = AOIMask(plan.geometry, surface.grid)
+        scenes = [SceneRow(scene.id, _day(scene.facts.start or scene.facts.datetime)) for scene in numbered]
+        table = TreeTable(surface.grid, scenes)
+        band = "heat" if heat else "height"
+        with (
+            density_writer(
+                folder.staging(DENSITY), surface, band, wanted=wanted, cell_m=spec.density_cell_m, tags=tags
+            ) as density,
+            tree_writer(paths, table, provenance=_steady(tags)) as writer,
+        ):
+            for batch in _found(surface, ground, plan, products, spec, model, wanted, watch):
+                writer.write(batch)
+                density.write(batch)
+    receipt = density.receipt
+    assert receipt is not None
+    files = [
+        file_record(paths.points, TREES, features=writer.trees),
+        file_record(paths.geopackage, TREES_PACKAGE, features=writer.trees),
+        FileRecord(
+            DENSITY,
+            receipt.cog.sha256,
+            receipt.cog.size_bytes,
+            StatisticsRecord.of(receipt.cog.census, "trees/ha", spec.density_cell_m),
+        ),
+    ]
+    if paths.crowns is not None:
+        files.insert(2, file_record(paths.crowns, CROWNS, features=writer.crowns))
+    settings = heat_settings(spec, model) if heat else height_settings(spec)
+    return files, _trees_record(products.find_on, writer.trees, receipt.hectares, asdict(settings))
+
+
+def _found(
+    surface: Surface,
+    ground: Surface,
+    plan: Plan,
+    products: Products,
+    spec: TreesSpec,
+    model: Model,
+    wanted: AOIMask,
+    watch: Watch,
+) -> Iterator[Trees]:
+    """The trees of the AOI, block by block."""
+    owned = surface.grid.window_over(plan.grid.bounds(plan.extent))
+    watch.begin("trees", sum(1 for _ in owned.blocks(BLOCK)))
+    if products.find_on == "heat":
+        batches = trees_on_heat(surface, heat_settings(spec, model), owned=owned, wanted=wanted)
+        batches = (looked_up(batch, ground) for batch in batches)
+    else:
+        batches = trees_on_height(surface, height_settings(spec), owned=owned, wanted=wanted)
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        watch.advance(done)
+
+
+def _trees_record(found_on: str, number: int, hectares: float, settings: dict[str, Any]) -> TreesRecord:
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    return TreesRecord(found_on, number, round(hectares, 4), round(number / hectares if hectares else 0.0, 2), plain)
+
+
+def _steady(tags: dict[str, str]) -> dict[str, str]:
+    """The tags without the time, so that the same trees give the same bytes."""
+    return {key: value for key, value in tags.items() if key != "TIFFTAG_DATETIME"}
+
+
+def _day(moment: datetime | None) -> date | None:
+    return moment.date() if moment else None
+
+
+def _draw(plan: Plan, products: Products, model: Model, folder: OutputFolder, watch: Watch) -> tuple[str, ...]:
+    """The preview; a sentence where it cannot be drawn, because hours of finished maps do not hang on a picture."""
+    heights: Path | None = folder.staging(products.maps["height"]) if products.maps else None
+    trees = folder.staging(TREES) if products.find_on else None
+    try:
+        draw_preview(plan, model, heights, folder.staging(PREVIEW), trees=trees)
+    except PREVIEW_FAULTS as error:
+        logger.info("%s cannot be drawn", PREVIEW, exc_info=True)
+        folder.discard(PREVIEW)
+        sentence = f"{PREVIEW} cannot be drawn and is left out: {causes(error)}"
+        watch.warn(sentence)
+        return (sentence,)
+    return ()
