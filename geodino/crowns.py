@@ -16,6 +16,7 @@ without an unsettled cell in its reach is the same in every window, whatever els
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +35,10 @@ Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.int32]
+
+# rasterio changes the warning filters, which are the whole process's, while it traces outlines: two threads at it would
+# take each other's for their own (rasterio 1.4).
+_ALONE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,9 @@ def outlines(
     found = np.full(count, None, object)
     rings: list[list[tuple[float, float]]] = []
     ring_of, polygon_of = [], []
-    for outline, value in shapes(labels, mask=labels > 0, connectivity=4):
+    with _ALONE:
+        traced = list(shapes(labels, mask=labels > 0, connectivity=4))
+    for outline, value in traced:
         polygon_of.append(int(value) - 1)
         ring_of += [len(polygon_of) - 1] * len(outline["coordinates"])
         rings += outline["coordinates"]

@@ -3,8 +3,9 @@
 The law: a cell is a tree top if it is at least the least height, and no other cell within the crown radius that the
 allometry gives a tree of its height is higher, nor as high and before it in reading order (row by row from the
 north-west). Distances go from centre to centre, and the eight cells around it always count. So what a cell is depends
-on the heights within that radius alone, a plateau gives one top, its first cell, for every radius of it, and two cells
-of one height are never both tops within their radius nor do they hide each other.
+on the heights within that radius alone. Two cells of one height are never both tops within their radius, nor do they
+hide each other; a plateau gives one top, its first cell, and another only where its outline is so winding that none of
+it within the radius comes before. So a map in whole metres, all plateaus, has too few trees unless it is smoothed.
 
 The window is that of Popescu and Wynne 2004 (Photogrammetric Engineering & Remote Sensing 70(5):589-604,
 doi:10.14358/PERS.70.5.589), whose mean crown width becomes its diameter, as in FUSION's CanopyMaxima and R's
@@ -33,8 +34,8 @@ Indices = npt.NDArray[np.intp]
 # Standard deviations to which the smoothing kernel goes: scipy's own default.
 _TRUNCATE = 4.0
 
-# How often the ground around a block is doubled for crowns that are not settled yet. In closed forest none were left
-# at once; only a chain of humps without a top, many radii long, gets past the last.
+# How often the ground around a block is doubled for crowns that are not settled yet. On real canopies one block in a
+# hundred asks for more, white noise for one doubling everywhere, whole metres for all of them.
 _DOUBLINGS = 4
 
 
@@ -57,7 +58,7 @@ class HeightSettings:
     smoothing_m
         Standard deviation of the Gaussian that the heights are smoothed with first, metres; 0 leaves them as they
         are. It goes to four deviations, and cells without a height take no part in it and stay without. Worth having
-        on rough heights, such as those from sparse lidar, and on whole metres, whose plateaus it breaks.
+        on rough heights, whose every branch is a top, and on whole metres, whose plateaus it breaks.
     crowns
         How crowns are drawn; None: they are not.
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,12 @@ def slow_tops(height: Floats, settings: HeightSettings, gsd: float = 1.0) -> lis
         ):
             tops.append((row, col))
     return tops
+
+
+def block_of(path: Path, settings: HeightSettings, block: Window) -> Trees:
+    """What one worker finds, which has the file open for itself."""
+    with RasterSurface(path, names=("height",)) as surface:
+        return height_trees(surface, settings, block)
 
 
 def all_trees(surface: ArraySurface | RasterSurface, settings: HeightSettings, **how: object) -> Trees:
@@ -164,6 +172,14 @@ def test_smoothing_gives_a_window_what_it_gives_the_whole(height: Floats, deviat
     np.testing.assert_array_equal(part, smoothed(height, deviation)[row:, col:])
 
 
+def test_blocks_bring_the_ground_that_smoothing_needs() -> None:
+    height = np.random.default_rng(0).uniform(0, 20, (40, 40)).astype(np.float32)
+    surface = ArraySurface({"height": height}, gsd=0.6)
+    settings = HeightSettings(smoothing_m=2.0, max_diameter_m=3.0, crowns=None)
+    assert len(all_trees(surface, settings)) > 5
+    assert_same(all_trees(surface, settings, block=3), all_trees(surface, settings))
+
+
 def test_smoothing_is_a_gaussian_that_leaves_nodata_out() -> None:
     height = np.random.default_rng(1).uniform(0, 30, (40, 50)).astype(np.float32)
     inner = np.s_[8:-8, 8:-8]
@@ -237,7 +253,7 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, object], match:
 
 
 @pytest.mark.parametrize("name", ["autzen_val", "pycrown_west", "kootenay"])
-def test_real_canopies_give_the_same_trees_in_any_blocks_and_halves(shared_data: Path, name: str) -> None:
+def test_real_canopies_give_the_same_trees_in_any_blocks_halves_and_workers(shared_data: Path, name: str) -> None:
     path = shared_data / "canopy" / "scenes" / f"{name}_chm.tif"
     with RasterSurface(path, names=("height",)) as surface:
         settings = HeightSettings(smoothing_m=0.3, crowns=CrownSettings())
@@ -246,6 +262,9 @@ def test_real_canopies_give_the_same_trees_in_any_blocks_and_halves(shared_data:
         for block in (64, 177):
             assert_same(all_trees(surface, settings, block=block), whole)
         extent = surface.extent
+        with ThreadPoolExecutor(3) as workers:
+            one_by_one = list(workers.map(partial(block_of, path, settings), reversed(list(extent.blocks(150)))))
+        assert_same(Trees.concatenated(one_by_one), whole)
         middle = extent.width // 2
         halves = [
             Window(extent.row, extent.col, extent.height, middle),
