@@ -90,7 +90,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert np.mean(values, axis=0) == pytest.approx([(truth > 5).mean(), truth.mean(), truth.mean()], abs=0.02)
     assert np.sqrt(np.mean(np.square(errors), axis=0)) == pytest.approx(spread, rel=0.1)
     # The map as a helper: the difference estimator is the surer one.
-    assert spread[1] < 0.8 * spread[2]
+    assert spread[1] < 0.9 * spread[2]
 
 
 def test_plots_that_all_agree_give_no_interval() -> None:

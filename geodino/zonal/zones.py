@@ -1,0 +1,203 @@
+"""Zones: polygons with their attributes, read and checked as an AOI is, then laid into a map's pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import shapely
+from pyproj import CRS
+
+from geodino.aoi import AOI, read_polygons
+from geodino.errors import AOIError, InputError
+from geodino.grid import Window
+from geodino.polygons import Shapes, area_m2, densified, made_valid, projected, same_crs
+from geodino.zonal.ground import Ground
+from geodino.zonal.uncertainty import Ints, Layout
+
+Floats = npt.NDArray[np.float64]
+
+# What the reader of AOIs says, in the words of zones.
+_WORDS = (
+    ("--aoi-layer", "--zones-layer"),
+    ("--aoi-crs", "--zones-crs"),
+    ("--repair-aoi", "--repair-zones"),
+    ("an AOI needs polygons", "zones are polygons"),
+    ("draw a smaller AOI or choose another CRS", "give smaller zones, or a map in another CRS"),
+)
+# So far from the map's middle its equal-area projection is torn sooner or later, metres.
+_FAR_M = 5e6
+# Pixels by which a border on a pixel's edge may be off it: the rounding noise of coordinates.
+_NOISE = 1e-6
+# Neighbours whose borders were drawn apart by a rounding share slivers; zones that overlap share more of the smaller.
+_SLIVER = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Zones:
+    """Polygons to make statistics of.
+
+    Attributes
+    ----------
+    frame
+        One row a zone: valid polygons or multipolygons in 2-D, their attributes, and a CRS.
+    numbers
+        (Z,) of their features, counting from 1 as messages do.
+    origin
+        Where they come from.
+    notes
+        What was left out or repaired, in sentences.
+    """
+
+    frame: gpd.GeoDataFrame
+    numbers: Ints
+    origin: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+def read_zones(what: str | Path, *, layer: str | None = None, crs: str | None = None, repair: bool = False) -> Zones:
+    """Read polygons from whatever `read_aoi` takes; zones may overlap.
+
+    Parameters
+    ----------
+    layer, crs, repair
+        As of `read_aoi`.
+
+    Raises
+    ------
+    InputError
+        Nothing readable, no CRS, no polygon, or one that crosses itself and is not to be repaired, by its number.
+    """
+    try:
+        return zones_of(read_polygons(what, layer=layer, crs=crs, repair=repair))
+    except AOIError as error:
+        text = str(error)
+        for old, new in _WORDS:
+            text = text.replace(old, new)
+        raise InputError(text) from error
+
+
+def zones_of(aoi: AOI) -> Zones:
+    """The features of an AOI."""
+    notes = list(aoi.repairs)
+    if aoi.dropped:
+        notes.append(f"{aoi.origin}: {aoi.dropped} points, lines and empty features are no zones and were left out")
+    return Zones(aoi.frame, aoi.numbers, aoi.origin, tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Zones in a map's pixels: x counts columns, y rows upwards.
+
+    Attributes
+    ----------
+    shapes
+        (Z,) polygons; empty where the map's CRS cannot hold one.
+    area_m2
+        (Z,) geodesic areas.
+    row, col, row_stop, col_stop
+        (Z,) the pixels that a zone's box meets, half-open, cut to the map; none where it does not meet it.
+    whole
+        (Z,) whether the box lies wholly in the map.
+    """
+
+    shapes: Shapes
+    area_m2: Floats
+    row: Ints
+    col: Ints
+    row_stop: Ints
+    col_stop: Ints
+    whole: npt.NDArray[np.bool_]
+
+    @cached_property
+    def height(self) -> Ints:
+        return self.row_stop - self.row
+
+    @cached_property
+    def width(self) -> Ints:
+        return self.col_stop - self.col
+
+    @property
+    def meets(self) -> npt.NDArray[np.bool_]:
+        """(Z,) whether the box of a zone meets the map."""
+        return (self.height > 0) & (self.width > 0)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the zones are laid out in blocks."""
+        return Layout.of(self.row, self.col, self.height, self.width)
+
+    def middle_of(self, zones: Ints) -> tuple[float, float]:
+        """Row and column in the middle of some zones."""
+        row, col = self.row[zones] + self.row_stop[zones], self.col[zones] + self.col_stop[zones]
+        return float(row.mean() / 2), float(col.mean() / 2)
+
+    def window(self, zone: int) -> Window:
+        """The pixels that the zone's box meets."""
+        return Window(int(self.row[zone]), int(self.col[zone]), int(self.height[zone]), int(self.width[zone]))
+
+
+def place(zones: Zones, ground: Ground) -> Placed:
+    """Lay zones over a map.
+
+    An edge is straight in the CRS that the zone was drawn in: longer ones are cut into kilometres before they are
+    projected. Borders that two zones share stay shared.
+    """
+    source, target = CRS.from_user_input(str(zones.frame.crs)), ground.crs
+    drawn = zones.frame.geometry.to_numpy()
+    edged = densified(drawn, source)
+    flat = projected(edged, source, ground.equal_area)
+    away = np.abs(np.nan_to_num(shapely.bounds(flat), nan=np.inf)).max(axis=1)
+    areas = shapely.area(flat)
+    for zone in np.flatnonzero(away > _FAR_M).tolist():
+        areas[zone] = area_m2(drawn[zone], source)
+    shapes = edged if same_crs(source, target) else projected(edged, source, target)
+    lost = ~np.isfinite(shapely.bounds(shapes)).all(axis=1)
+    # What lies on the other side of the earth may be folded onto the map.
+    lost |= target.is_projected & (away > max(_FAR_M, 1.5 * ground.reach_m))
+    shapes[lost] = shapely.Polygon()
+    shapes = shapely.transform(shapes, ground.in_pixels)
+    torn = ~shapely.is_valid(shapes)
+    shapes[torn] = [made_valid(shape) for shape in shapes[torn]]
+    extent = ground.extent
+    west, south, east, north = np.nan_to_num(shapely.bounds(shapes), nan=-1e9).T
+    row, row_stop = _edges(-north, -south, extent.height)
+    col, col_stop = _edges(west, east, extent.width)
+    whole = (np.minimum(west, -north) >= -_NOISE) & (east <= extent.width + _NOISE) & (-south <= extent.height + _NOISE)
+    return Placed(shapes, np.asarray(areas), row, col, row_stop, col_stop, whole & ~shapely.is_empty(shapes))
+
+
+def overlap_note(placed: Placed, numbers: Ints) -> tuple[str, ...]:
+    """A sentence where zones overlap, with the first two."""
+    solid = np.flatnonzero(~shapely.is_empty(placed.shapes))
+    shapes = placed.shapes[solid]
+    one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    ahead = one < other
+    one, other = one[ahead], other[ahead]
+    inside = ~shapely.touches(shapes[one], shapes[other])
+    one, other = one[inside], other[inside]
+    shared = shapely.area(shapely.intersection(shapes[one], shapes[other]))
+    over = shared > _SLIVER * np.minimum(shapely.area(shapes[one]), shapely.area(shapes[other]))
+    if not over.any():
+        return ()
+    count = len(np.unique(np.concatenate([one[over], other[over]])))
+    first = numbers[solid[[one[over][0], other[over][0]]]]
+    said = (
+        f"{count:,} zones overlap others, features {first[0]} and {first[1]} among them: each is counted for itself, "
+        "so what they share is in the figures of both"
+    )
+    return (said,)
+
+
+def _edges(low: Floats, high: Floats, stop: int) -> tuple[Ints, Ints]:
+    """Whole pixels from `low` to `high`, cut to 0..stop."""
+    first = np.clip(np.floor(low + _NOISE), 0, stop).astype(np.int64)
+    last = np.clip(np.ceil(high - _NOISE), 0, stop).astype(np.int64)
+    return first, np.maximum(last, first)
