@@ -172,7 +172,7 @@ def count_interval(count: Floats, variance: Floats, level: float) -> tuple[Float
     """Return the interval of a count of that variance, by gamma distributions (Fay and Feuer 1997, Stat. Med. 16, 791).
 
     With the count itself as its variance it is the exact interval of a Poisson count; where nothing was counted the
-    upper end is the Poisson one, 3.7 for 95 %. Ends are whole numbers, rounded outwards.
+    upper end is the Poisson one, 3.7 for 95 %. Ends are whole numbers, rounded outwards; NaN where the variance is.
     """
     tail = (1 - level) / 2
     some = (count > 0) & (variance > 0)
@@ -180,7 +180,8 @@ def count_interval(count: Floats, variance: Floats, level: float) -> tuple[Float
     low = np.where(some, special.gammaincinv(count / spread, tail) * spread, count)
     wide = (variance + 1) / (count + 1)
     high = special.gammaincinv((count + 1) / wide, 1 - tail) * wide
-    return np.floor(low + 1e-9), np.ceil(high - 1e-9)
+    known = ~np.isnan(variance)
+    return np.where(known, np.floor(low + 1e-9), np.nan), np.where(known, np.ceil(high - 1e-9), np.nan)
 
 
 def mean_interval(mean: Floats, variance: Floats, level: float) -> tuple[Floats, Floats]:
