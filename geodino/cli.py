@@ -14,6 +14,7 @@ import click
 
 from geodino import __version__
 from geodino.cli_evaluate import evaluate
+from geodino.cli_stats import stats
 from geodino.cli_train import train
 from geodino.errors import GeodinoError, OutputError
 
@@ -156,6 +157,7 @@ def doctor(as_json: bool) -> None:
 
 cli.add_command(train)
 cli.add_command(evaluate)
+cli.add_command(stats)
 
 
 def main() -> None:

@@ -49,9 +49,9 @@ def run(
         A polygon file, WKT, `minx,miny,maxx,maxy`, `sample:NAME`, or an AOI.
     out
         Holds run.json, item.json, preview.png and what the pipeline makes when this returns, and none of it where it
-        raises. Heights: canopy_height.tif and canopy_height_spread.tif. Trees: trees.parquet, trees.gpkg,
-        tree_density.tif, and crowns.parquet where they are found on height. A preview that cannot be drawn is left out
-        with a warning.
+        raises. Statistics of each polygon: statistics.parquet and statistics.csv. Heights: canopy_height.tif and
+        canopy_height_spread.tif. Trees: trees.parquet, trees.gpkg, tree_density.tif, and crowns.parquet where they are
+        found on height. A preview that cannot be drawn is left out with a warning.
     options
         Sources, model and the rest; the command line's defaults.
     watch
@@ -84,7 +84,7 @@ def run(
         # Trees name their scene by its number before the unused ones are left out.
         numbered, plan = plan.scenes, with_scenes_used(plan, tally.scene_pixels)
         results = write_results(stages, plan, products, model, folder, numbered=numbered, started=started, watch=watch)
-        plan = replace(plan, warnings=(*plan.warnings, *results.left_out))
+        plan = replace(plan, warnings=(*plan.warnings, *results.warnings))
         tally.write_s += time.perf_counter() - written
         total_s = time.perf_counter() - began
         record = make_record(Finished(plan, model, name, tally, results.files, started, total_s, results.trees))

@@ -17,7 +17,7 @@ from geodino.treetops import HeightSettings
 # Map -> file. Both maps come of one head.
 MAPS = {"height": "canopy_height.tif", "spread": "canopy_height_spread.tif"}
 TREES, TREES_PACKAGE, CROWNS, DENSITY = "trees.parquet", "trees.gpkg", "crowns.parquet", "tree_density.tif"
-PREVIEW = "preview.png"
+STATISTICS, STATISTICS_CSV, PREVIEW = "statistics.parquet", "statistics.csv", "preview.png"
 
 
 @dataclass(frozen=True)

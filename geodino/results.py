@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import rasterio
 
+from geodino import __version__
 from geodino.aoi import AOIMask
 from geodino.compute import Stages
 from geodino.models import Model
@@ -23,7 +25,18 @@ from geodino.outputs.record import FileRecord, StatisticsRecord, TreesRecord
 from geodino.outputs.tree_table import SceneRow, TreeTable
 from geodino.outputs.vectors import TreePaths, tree_writer
 from geodino.plan import Plan
-from geodino.products import CROWNS, DENSITY, PREVIEW, TREES, TREES_PACKAGE, Products, heat_settings, height_settings
+from geodino.products import (
+    CROWNS,
+    DENSITY,
+    PREVIEW,
+    STATISTICS,
+    STATISTICS_CSV,
+    TREES,
+    TREES_PACKAGE,
+    Products,
+    heat_settings,
+    height_settings,
+)
 from geodino.provenance import file_record, provenance_tags
 from geodino.quicklook import PREVIEW_FAULTS, draw_preview
 from geodino.settings import TreesSpec
@@ -33,17 +46,21 @@ from geodino.surface import RasterSurface, Surface
 from geodino.trees import BLOCK, Trees, looked_up, trees_on_heat
 from geodino.treetops import trees_on_height
 from geodino.watch import Watch
+from geodino.zonal.ground import Layers
+from geodino.zonal.statistics import zone_statistics
+from geodino.zonal.sums import Settings
+from geodino.zonal.zones import zones_of
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Results:
-    """The finished files, what was found of trees, and sentences about what is missing."""
+    """The finished files, what was found of trees, and sentences that a user must know."""
 
     files: tuple[FileRecord, ...]
     trees: TreesRecord | None
-    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def write_results(
@@ -78,11 +95,13 @@ def write_results(
         watch.begin("writing", len(maps) + 1)
         files += [_waited(future, watch, number) for number, future in enumerate(maps, start=1)]
     files += found
+    tables, notes = _write_statistics(plan, products, folder, watch)
+    files += tables
     left_out = _draw(plan, products, model, folder, watch)
     if not left_out:
         files.append(file_record(folder.staging(PREVIEW), PREVIEW))
     watch.advance(len(maps) + 1)
-    return Results(tuple(files), trees, left_out)
+    return Results(tuple(files), trees, (*notes, *left_out))
 
 
 def _write_map(
@@ -190,6 +209,34 @@ def _steady(tags: dict[str, str]) -> dict[str, str]:
 
 def _day(moment: datetime | None) -> date | None:
     return moment.date() if moment else None
+
+
+def _write_statistics(
+    plan: Plan, products: Products, folder: OutputFolder, watch: Watch
+) -> tuple[list[FileRecord], tuple[str, ...]]:
+    """What the run says of each polygon of its AOI; nothing where the pipeline asks for nothing."""
+    spec = plan.spec.statistics
+    if spec is None:
+        return [], ()
+    names = {"map": products.maps.get("height", DENSITY)}
+    if products.maps:
+        names["spread"] = products.maps["spread"]
+    if products.find_on:
+        names["trees"] = TREES
+    at = {key: folder.staging(name) for key, name in names.items()}
+    layers = Layers(at["map"], at.get("spread"), at.get("trees"), heights=bool(products.maps))
+    settings = Settings(cover_m=spec.cover_m, least_valid_percent=spec.least_valid_percent)
+    found = zone_statistics(layers, zones_of(plan.aoi), settings=settings)
+    # Under the names that the files will have.
+    said = {"version": __version__, **names, "zones": plan.aoi.origin, "settings": asdict(settings)}
+    found = replace(found, provenance={"geodino": json.dumps(said)})
+    found.write(folder.staging(STATISTICS), folder.staging(STATISTICS_CSV))
+    for sentence in found.notes:
+        watch.warn(sentence)
+    rows = len(found.frame)
+    return [
+        file_record(folder.staging(name), name, features=rows) for name in (STATISTICS, STATISTICS_CSV)
+    ], found.notes
 
 
 def _draw(plan: Plan, products: Products, model: Model, folder: OutputFolder, watch: Watch) -> tuple[str, ...]:

@@ -142,7 +142,7 @@ class PipelineSpec(BaseModel):
     radiometry: str = "auto"
     quantum_m: Annotated[float, Field(gt=0, le=1), AfterValidator(_power_of_two)] = 0.125
     trees: TreesSpec | None = None
-    statistics: StatisticsSpec | None = None
+    statistics: StatisticsSpec | None = StatisticsSpec()
 
     @model_validator(mode="after")
     def _finds_trees(self) -> PipelineSpec:

@@ -20,7 +20,16 @@ from geodino.pipeline import run
 from geodino.plan import RunOptions
 
 WEST, NORTH, GSD = 494004.0, 4878762.6, 0.6
-FILES = {"trees.parquet", "trees.gpkg", "tree_density.tif", "preview.png", "item.json", "run.json"}
+FILES = {
+    "statistics.parquet",
+    "statistics.csv",
+    "trees.parquet",
+    "trees.gpkg",
+    "tree_density.tif",
+    "preview.png",
+    "item.json",
+    "run.json",
+}
 MAPS = {"canopy_height.tif", "canopy_height_spread.tif"}
 
 
@@ -102,6 +111,10 @@ def test_points_density_package_record_and_item_tell_one_number(way: str, whole:
     assert record.trees is not None
     assert record.trees.count == len(trees) == len(gpd.read_file(folder / "trees.gpkg", layer="trees"))
     assert trees["tree_id"].is_unique and record.trees.found_on == way
+    (zone,) = gpd.read_parquet(folder / "statistics.parquet").itertuples()
+    assert abs(zone.tree_count - len(trees)) <= 0.02 * len(trees), "points at the edge may stand just outside"
+    assert zone.seen_percent == pytest.approx(100 * record.mapped_percent_of_aoi / 100, abs=1)
+    assert zone.tree_count_low < zone.tree_count < zone.tree_count_high
     with rasterio.open(folder / "tree_density.tif") as raster:
         assert int(raster.tags()["GEODINO_TREES"]) == len(trees)
         density = raster.read(1, masked=True)

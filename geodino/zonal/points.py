@@ -83,7 +83,7 @@ def read_points(path: Path, ground: Ground) -> Iterator[Points]:
     InputError
         Nothing readable, no CRS, something else than points, or scores outside of 0 to 1.
     """
-    parts = _parquet(path) if path.suffix.lower() in (".parquet", ".geoparquet") else _file(path)
+    parts = _parquet(path) if _is_parquet(path) else _file(path)
     for shapes, columns, crs in parts:
         points, row = shapely.get_parts(shapes, return_index=True)
         if not (shapely.get_type_id(points) == shapely.GeometryType.POINT).all():
@@ -170,6 +170,14 @@ def _chances(path: Path, columns: pd.DataFrame) -> Floats:
         np.nan_to_num(height).astype(np.float32), np.nan_to_num(spread).astype(np.float32), LEAST_M
     )
     return np.where(np.isnan(score), np.where(np.isfinite(height + spread), on_height, np.nan), score)
+
+
+def _is_parquet(path: Path) -> bool:
+    """By its name, or by its first bytes: a run has not named its files yet when it asks."""
+    if path.suffix.lower() in (".parquet", ".geoparquet") or not path.is_file():
+        return path.suffix.lower() in (".parquet", ".geoparquet")
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _parquet(path: Path) -> Iterator[tuple[Shapes, pd.DataFrame, CRS]]:
