@@ -1,4 +1,4 @@
-"""Canopy height from satellite and aerial imagery with the DINOv3 models.
+"""Canopy height and trees from satellite and aerial imagery with the DINOv3 models.
 
     scene  = geodino.open_scene("catalog.json", aoi="area.geojson")   # xarray.Dataset: image, valid; lazy
     model  = geodino.load_model("nano")                               # a catalog name, hub id or local folder
@@ -6,6 +6,7 @@
     geodino.write_cog(canopy.height, "canopy_height.tif")
     record = geodino.run("canopy", aoi="area.geojson", out="out/",    # what the command line calls
                          options=geodino.RunOptions(model="nano"))
+    parcels = geodino.stats("out/", "parcels.gpkg").frame             # geopandas: cover, heights, trees a polygon
 
 These names are what users may rely on; the rest may change. Each is imported when it is first used, so that
 `import geodino` costs milliseconds.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from geodino.plan import RunOptions
     from geodino.shipped import sample_aoi, sample_catalog
     from geodino.xarrays import open_scene, predict
+    from geodino.zonal.statistics import stats
 
     __version__: str
 
@@ -36,6 +38,7 @@ _HOMES = {
     "run": "geodino.pipeline",
     "sample_aoi": "geodino.shipped",
     "sample_catalog": "geodino.shipped",
+    "stats": "geodino.zonal.statistics",
     "write_cog": "geodino.outputs.cog",
 }
 
@@ -48,6 +51,7 @@ __all__ = [
     "run",
     "sample_aoi",
     "sample_catalog",
+    "stats",
     "write_cog",
 ]
 

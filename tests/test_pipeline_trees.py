@@ -14,6 +14,7 @@ import shapely
 from test_outputs_item import complaints
 from tiny_models import CHMV2_STATISTICS, headed_network, save
 
+import geodino
 from geodino.errors import ConfigError, ModelError
 from geodino.outputs.record import read_record
 from geodino.pipeline import run
@@ -148,6 +149,15 @@ def test_a_tree_stands_in_the_aoi_on_imagery_and_has_the_height_of_its_pixel(who
     assert heat.distance(aoi).max() < 4 * GSD
     assert heat["score"].between(0.2, 1).all() and heat["height_m"].notna().mean() > 0.95
     assert set(heat["scene"]) == {"photo"}
+
+
+def test_statistics_of_other_polygons_are_asked_of_the_folder(whole: dict[str, Path]) -> None:
+    once = geodino.stats(whole["heat"], box(20, 15, 400, 280)).frame
+    run_said = gpd.read_parquet(whole["heat"] / "statistics.parquet")
+    assert once["tree_count"].tolist() == run_said["tree_count"].tolist()
+    assert once["mean_height_m"].tolist() == run_said["mean_height_m"].tolist()
+    halves = [geodino.stats(whole["heat"], box(*edges)).frame for edges in ((20, 15, 211, 280), (211, 15, 400, 280))]
+    assert sum(int(half["tree_count"].iloc[0]) for half in halves) == int(once["tree_count"].iloc[0])
 
 
 def test_heights_beside_trees_are_those_of_a_run_of_heights(

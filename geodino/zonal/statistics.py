@@ -12,13 +12,13 @@ import numpy as np
 from geodino import __version__
 from geodino.errors import InputError
 from geodino.watch import Silent, Watch
-from geodino.zonal.ground import Ground, Layers
+from geodino.zonal.ground import Ground, Layers, layers_of
 from geodino.zonal.points import Counts, count_points, read_points
 from geodino.zonal.reference import Mapped, Plots, Reference, estimates
 from geodino.zonal.sums import Settings
 from geodino.zonal.sweep import Harvest, sweep
 from geodino.zonal.table import beside_attributes, figures, seen_share, write_csv, write_parquet
-from geodino.zonal.zones import Placed, Zones, overlap_note, place
+from geodino.zonal.zones import Placed, Zones, overlap_note, place, read_zones
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,33 @@ class Statistics:
         """Write both tables. Raises OutputError where a file cannot be written."""
         write_parquet(self.frame, parquet, self.provenance)
         write_csv(self.frame, csv)
+
+
+def stats(
+    what: str | Path,
+    zones: str | Path,
+    *,
+    spread: Path | None = None,
+    trees: Path | None = None,
+    settings: Settings | None = None,
+) -> Statistics:
+    """Return what grows on each polygon of a layer; what `geodino stats` calls.
+
+    Parameters
+    ----------
+    what
+        The folder of a finished run, or a raster of canopy heights.
+    zones
+        Polygons: a file, WKT, `minx,miny,maxx,maxy`, or `sample:NAME`.
+    spread, trees
+        The heights' standard deviations and the trees, where they are not beside the map.
+
+    Raises
+    ------
+    InputError, ReadError
+        As `zone_statistics`.
+    """
+    return zone_statistics(layers_of(Path(what), spread=spread, trees=trees), read_zones(zones), settings=settings)
 
 
 def zone_statistics(
