@@ -115,15 +115,18 @@ def test_rows_that_did_not_arrive_are_noticed(package: Path, tmp_path: Path) -> 
         geopackage._check(copy, "trees", 2000)
 
 
-def test_the_limit_on_the_index_is_taken_back_and_a_users_own_is_kept() -> None:
-    option = geopackage._INDEX_OPTION
-    with geopackage._index_memory():
-        assert pyogrio.get_gdal_config_option(option) == geopackage.INDEX_BYTES
-    assert pyogrio.get_gdal_config_option(option) is None
-    pyogrio.set_gdal_config_options({option: 5})
+def test_limits_on_the_index_are_taken_back_and_a_users_own_are_kept() -> None:
+    memory, threads = geopackage.INDEX_OPTIONS
+    with geopackage._index_options():
+        assert pyogrio.get_gdal_config_option(memory) == 64 * 2**20
+        assert pyogrio.get_gdal_config_option(threads) == "NO"
+    assert pyogrio.get_gdal_config_option(memory) is None
+    pyogrio.set_gdal_config_options({memory: 5})
     try:
-        with geopackage._index_memory():
-            assert pyogrio.get_gdal_config_option(option) == 5
-        assert pyogrio.get_gdal_config_option(option) == 5
+        with geopackage._index_options():
+            assert pyogrio.get_gdal_config_option(memory) == 5
+            assert pyogrio.get_gdal_config_option(threads) == "NO"
+        assert pyogrio.get_gdal_config_option(memory) == 5
+        assert pyogrio.get_gdal_config_option(threads) is None
     finally:
-        pyogrio.set_gdal_config_options({option: None})
+        pyogrio.set_gdal_config_options({memory: None})

@@ -48,13 +48,14 @@ def _classes(column: str, title: str, edges: Sequence[float], colours: Sequence[
     return Classes(column, title, (unknown, *known))
 
 
-# Warm colours stand out of the green and brown that trees stand in. Matplotlib's plasma, from its bright end; viridis
-# for the score, so that the two are not taken for each other. Both keep their order for all kinds of colour vision.
+# Tall trees stand in dark crowns and are drawn bright, small ones on bright ground and are drawn dark; none is green.
+# Matplotlib's plasma; viridis for the score, so that the two are not taken for each other. Both keep their order for
+# all kinds of colour vision.
 BY_HEIGHT = _classes(
     "height_m",
     "Height",
     (-100.0, 2.0, 5.0, 10.0, 20.0, 30.0, 200.0),
-    ("#f0f921", "#fca636", "#e16462", "#b12a90", "#6a00a8", "#0d0887"),
+    ("#0d0887", "#6a00a8", "#b12a90", "#e16462", "#fca636", "#f0f921"),
     ("up to 2 m", "2 to 5 m", "5 to 10 m", "10 to 20 m", "20 to 30 m", "over 30 m"),
 )
 BY_SCORE = _classes(
