@@ -25,6 +25,9 @@ from geodino.windows import Place, Tiling
 # Two staged and two finished rasters with overviews: 4.2 bytes a pixel measured on the sample, where nodata costs
 # next to nothing.
 BYTES_WRITTEN_A_PIXEL = 6
+# Where trees are found: the ground and the heat staged besides, a quarter of a value a pixel for each band of heat, and
+# 215 bytes for each of at most a few hundred trees a hectare.
+BYTES_WRITTEN_FOR_TREES = 10
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ class Plan:
     @property
     def bytes_written(self) -> int:
         """What the outputs and the staged raster may take on disk, at most, for the pixels of the computed cells."""
-        return len(self.places) * self.tiling.stride**2 * BYTES_WRITTEN_A_PIXEL
+        more = 0 if self.spec.trees is None else BYTES_WRITTEN_FOR_TREES
+        return len(self.places) * self.tiling.stride**2 * (BYTES_WRITTEN_A_PIXEL + more)
 
     @property
     def pixels_read(self) -> int:

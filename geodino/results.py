@@ -22,12 +22,15 @@ from geodino.outputs.cog import CogProfile, stage_to_cog
 from geodino.outputs.density import density_writer
 from geodino.outputs.folder import OutputFolder
 from geodino.outputs.record import FileRecord, StatisticsRecord, TreesRecord
+from geodino.outputs.styles import crown_style, density_style
 from geodino.outputs.tree_table import SceneRow, TreeTable
 from geodino.outputs.vectors import TreePaths, tree_writer
 from geodino.plan import Plan
 from geodino.products import (
     CROWNS,
+    CROWNS_STYLE,
     DENSITY,
+    DENSITY_STYLE,
     PREVIEW,
     STATISTICS,
     STATISTICS_CSV,
@@ -168,8 +171,10 @@ def _write_trees(
             StatisticsRecord.of(receipt.cog.census, "trees/ha", spec.density_cell_m),
         ),
     ]
+    files.append(_text(folder, DENSITY_STYLE, density_style()))
     if paths.crowns is not None:
-        files.insert(2, file_record(paths.crowns, CROWNS, features=writer.crowns))
+        files.append(file_record(paths.crowns, CROWNS, features=writer.crowns))
+        files.append(_text(folder, CROWNS_STYLE, crown_style()))
     settings = heat_settings(spec, model) if heat else height_settings(spec)
     return files, _trees_record(products.find_on, writer.trees, receipt.hectares, asdict(settings))
 
@@ -195,6 +200,11 @@ def _found(
     for done, batch in enumerate(batches, start=1):
         yield batch
         watch.advance(done)
+
+
+def _text(folder: OutputFolder, name: str, text: str) -> FileRecord:
+    folder.staging(name).write_text(text, encoding="utf-8")
+    return file_record(folder.staging(name), name)
 
 
 def _trees_record(found_on: str, number: int, hectares: float, settings: dict[str, Any]) -> TreesRecord:

@@ -27,6 +27,7 @@ FILES = {
     "trees.parquet",
     "trees.gpkg",
     "tree_density.tif",
+    "tree_density.qml",
     "preview.png",
     "item.json",
     "run.json",
@@ -76,7 +77,7 @@ def whole(options: RunOptions, on_height: Path, tmp_path_factory: pytest.TempPat
 
 def test_a_run_of_trees_leaves_its_files_and_nothing_else(whole: dict[str, Path]) -> None:
     held = {name: {path.name for path in folder.iterdir()} - {".lock"} for name, folder in whole.items()}
-    assert held == {"heat": FILES | MAPS, "height": FILES | MAPS | {"crowns.parquet"}}
+    assert held == {"heat": FILES | MAPS, "height": FILES | MAPS | {"crowns.parquet", "crowns.qml"}}
 
 
 @pytest.mark.parametrize("way", ["heat", "height"])

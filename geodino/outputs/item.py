@@ -29,6 +29,7 @@ EXTENSIONS = [
 
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 GEOPARQUET, GEOPACKAGE = "application/vnd.apache.parquet", "application/geopackage+sqlite3"
+QML = "application/xml"
 # By file name: asset key, title, media type, roles.
 ASSETS: dict[str, tuple[str, str, str, list[str]]] = {
     "canopy_height.tif": ("canopy_height", "Canopy height above ground", COG, ["data"]),
@@ -37,6 +38,8 @@ ASSETS: dict[str, tuple[str, str, str, list[str]]] = {
     "trees.gpkg": ("trees_gpkg", "The same trees as a GeoPackage with a style for QGIS", GEOPACKAGE, ["data"]),
     "crowns.parquet": ("crowns", "Crowns, a polygon a tree", GEOPARQUET, ["data"]),
     "tree_density.tif": ("tree_density", "Trees per hectare", COG, ["data"]),
+    "crowns.qml": ("crowns_style", "How QGIS draws the crowns", QML, ["metadata"]),
+    "tree_density.qml": ("tree_density_style", "How QGIS draws the density", QML, ["metadata"]),
     "statistics.parquet": ("statistics", "Statistics of each polygon", GEOPARQUET, ["data"]),
     "statistics.csv": ("statistics_csv", "The same statistics without geometry", "text/csv", ["data"]),
     "preview.png": ("preview", "The image beside what was made of it", "image/png", ["overview"]),
