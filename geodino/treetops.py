@@ -8,8 +8,7 @@ hide each other; a plateau gives one top, its first cell, and another only where
 it within the radius comes before. So a map in whole metres, all plateaus, has too few trees unless it is smoothed.
 
 The window is that of Popescu and Wynne 2004 (Photogrammetric Engineering & Remote Sensing 70(5):589-604,
-doi:10.14358/PERS.70.5.589), whose mean crown width becomes its diameter, as in FUSION's CanopyMaxima and R's
-ForestTools.
+doi:10.14358/PERS.70.5.589): its diameter is the mean crown width of trees of that height, as in FUSION's CanopyMaxima.
 """
 
 from __future__ import annotations
@@ -48,10 +47,9 @@ class HeightSettings:
     min_height_m
         Lower cells are neither tops nor crown.
     allometry
-        (a, b, c): a tree of height h has a crown of a + b h + c h^2 metres across on average. The default is equation
-        "all trees" of Popescu and Wynne 2004, 2.51503 + 0.00901 h^2, fitted to pines and hardwoods in Virginia and
-        also the default of FUSION's CanopyMaxima; for pines alone they give (3.75105, -0.17919, 0.01241), for
-        hardwoods alone (3.09632, 0, 0.00895).
+        (a, b, c): a tree of height h has a crown of a + b h + c h^2 metres across on average. The default,
+        2.51503 + 0.00901 h^2, is that of Popescu and Wynne 2004 for pines and hardwoods together, fitted in Virginia;
+        it is also the default of FUSION's CanopyMaxima. Other forests want their own.
     max_diameter_m
         No tree's crown is taken to be wider on average: the parabola runs away beyond the heights that it was fitted
         to, to 35 m for a tree of 60 m. It bounds what must be known around a tree.
