@@ -71,7 +71,7 @@ def test_options_reach_the_figures(folder: Path, plots: Path, tmp_path: Path) ->
     assert zone["cover_above_1.5m_percent"] == pytest.approx(100 * (HEIGHTS[:30, :30] > 1.5).mean(), rel=1e-6)
     assert {"area_0_to_4m_ha", "area_over_4m_ha", "cover_above_3m_high_percent"} <= set(zone)
     assert "tree_count" not in zone
-    assert zone["intervals"].startswith("80 %") and "over 0 m, 0 %" in zone["intervals"]
+    assert zone["intervals"].startswith("nominally 80 %") and "over 0 m, 0 %" in zone["intervals"]
     assert said["notes"] == [] and len(said["files"]) == 2
 
 

@@ -102,6 +102,11 @@ def test_any_file_of_points_in_any_crs_counts_the_same(chm: Path, tmp_path: Path
     assert found["tree_count_low"].notna().all()
 
 
+def test_a_file_of_trees_is_known_whatever_it_is_called(chm: Path, tmp_path: Path) -> None:
+    trees = write_trees(tmp_path / "trees.parquet", np.array([[3.0, 3]]), score=[0.5])
+    assert of(chm, trees.rename(tmp_path / ".trees.part-1-00"), box(0, 0, 9, 9)).frame["tree_count"][0] == 1
+
+
 def test_many_batches_and_lots_count_as_one(chm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trees = write_trees(tmp_path / "t.parquet", CHANCE.uniform(0, 60, (500, 2)), score=CHANCE.uniform(0.3, 1, 500))
     shapes = [box(row, col, 10, 10) for row in range(0, 50, 7) for col in range(0, 50, 7)]

@@ -136,8 +136,8 @@ def _basis(settings: Settings) -> str:
     """What the intervals are, in each row, because a row is what people copy."""
     errs = settings.errs
     return (
-        f"{100 * settings.level:g} %, from the model's own doubt, which is not calibrated; errors correlated over "
-        f"{errs.range_m:g} m, {100 * errs.shared:g} % of their variance shared by all pixels"
+        f"nominally {100 * settings.level:g} %: from the model's own doubt, not calibrated and blind to its bias; "
+        f"errors correlated over {errs.range_m:g} m, {100 * errs.shared:g} % of their variance shared by all pixels"
     )
 
 
