@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from geodino.models.catalog import DINOV3_LICENCE, Licence
+from geodino.models.catalog import CC_BY, DINOV3_LICENCE, Licence
 from geodino.models.checkpoint import silent_transformers
 from geodino.models.files import sha256_of
 from geodino.training.chipset import ChipSet
@@ -89,7 +89,9 @@ def licence_of(done: Finished) -> Licence:
     if done.start.row.licence == DINOV3_LICENCE:
         return DINOV3_LICENCE
     stated = done.options.data_licence
-    return done.start.row.licence if stated in ("", done.start.row.licence.name) else Licence(stated, "")
+    if stated == CC_BY.name:
+        return CC_BY
+    return Licence(stated, "") if stated else done.start.row.licence
 
 
 def attribution_of(record: Mapping[str, Any]) -> list[str]:
