@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -76,20 +76,21 @@ def read_zones(what: str | Path, *, layer: str | None = None, crs: str | None = 
         Nothing readable, no CRS, no polygon, or one that crosses itself and is not to be repaired, by its number.
     """
     try:
-        return zones_of(read_polygons(what, layer=layer, crs=crs, repair=repair))
+        aoi = read_polygons(what, layer=layer, crs=crs, repair=repair)
     except AOIError as error:
         text = str(error)
         for old, new in _WORDS:
             text = text.replace(old, new)
         raise InputError(text) from error
-
-
-def zones_of(aoi: AOI) -> Zones:
-    """The features of an AOI."""
     notes = list(aoi.repairs)
     if aoi.dropped:
         notes.append(f"{aoi.origin}: {aoi.dropped} points, lines and empty features are no zones and were left out")
-    return Zones(aoi.frame, aoi.numbers, aoi.origin, tuple(notes))
+    return replace(zones_of(aoi), notes=tuple(notes))
+
+
+def zones_of(aoi: AOI) -> Zones:
+    """The features of an AOI; what was repaired or left out of it is said by whoever read it."""
+    return Zones(aoi.frame, aoi.numbers, aoi.origin)
 
 
 @dataclass(frozen=True, eq=False)
