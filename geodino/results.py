@@ -236,12 +236,15 @@ def _write_statistics(
     at = {key: folder.staging(name) for key, name in names.items()}
     layers = Layers(at["map"], at.get("spread"), at.get("trees"), heights=bool(products.maps))
     settings = Settings(cover_m=spec.cover_m, least_valid_percent=spec.least_valid_percent)
-    found = zone_statistics(layers, zones_of(plan.aoi), settings=settings)
+    zones = zones_of(plan.aoi)
+    found = zone_statistics(layers, zones, settings=settings)
     # Under the names that the files will have.
     said = {"version": __version__, **names, "zones": plan.aoi.origin, "settings": asdict(settings)}
     found = replace(found, provenance={"geodino": json.dumps(said)})
     found.write(folder.staging(STATISTICS), folder.staging(STATISTICS_CSV))
-    for sentence in found.notes:
+    # What was mended of the AOI was said when it was read.
+    notes = tuple(sentence for sentence in found.notes if sentence not in zones.notes)
+    for sentence in notes:
         watch.warn(sentence)
     rows = len(found.frame)
     return [
