@@ -56,6 +56,7 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 @click.option("--colour", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="How far colours change.")
 @click.option("--balance", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share drawn by class.")
 @click.option("--silog/--no-silog", default=True, help="Whether canopy begins with the log loss.")
+@click.option("--doubt", type=float, default=0.0, show_default=True, help="Weight of a spread as large as the errors.")
 @click.option("--checkpointing", is_flag=True, help="Less memory for a third more time, with --finetune.")
 @click.option("--evaluations", type=click.IntRange(1), default=10, show_default=True)
 @click.option(
@@ -99,7 +100,7 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
             name: given[name]
             for name in (
                 "size", "batch", "epochs", "learning_rate", "backbone_rate", "layer_decay", "views", "balance", "silog",
-                "checkpointing", "evaluations", "choose", "tuning", "seed", "finetune",
+                "doubt", "checkpointing", "evaluations", "choose", "tuning", "seed", "finetune",
             )
         },
     )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from geodino.models.heads import HeightMaps, TreeMaps
 from geodino.training.augment import Variety, draw_look, plain_look, recolour, see, see_labels
-from geodino.training.losses import TreeTargets, canopy_loss, footprint_loss, tree_loss
+from geodino.training.losses import TreeTargets, canopy_loss, doubt_loss, footprint_loss, tree_loss
 from geodino.training.targets import splat
 
 CHIP, SIZE = 96, 64
@@ -107,6 +107,25 @@ def test_the_true_heights_have_the_lowest_canopy_loss_all_along_the_schedule(pro
     best = float(canopy_loss(HeightMaps(truth, truth), truth, known, progress))
     for worse in (truth * 1.2, truth + 2, truth.flip(1)):
         assert float(canopy_loss(HeightMaps(worse, truth), truth, known, progress)) > best
+
+
+def test_doubt_is_cheapest_where_the_spread_is_that_of_the_errors() -> None:
+    scale = torch.tensor(3.0)
+    error = torch.distributions.Laplace(0.0, scale).sample((1, 200, 200)).abs()
+    known = torch.ones_like(error, dtype=torch.bool)
+    cost = {share: float(doubt_loss(torch.full_like(error, share * 3 * 2**0.5), error, known)) for share in (0.5, 1, 2)}
+    assert cost[1] < min(cost[0.5], cost[2]) - 0.05
+    truth = torch.full((1, 8, 8), 10.0)
+    height = torch.full((1, 8, 8), 12.0, requires_grad=True)
+    spread = torch.full((1, 8, 8), 1.0, requires_grad=True)
+    all_known = torch.ones_like(truth, dtype=torch.bool)
+    plain = canopy_loss(HeightMaps(height, spread), truth, all_known, 0.9)
+    with_doubt = canopy_loss(HeightMaps(height, spread), truth, all_known, 0.9, doubt=0.1)
+    pulls = [torch.autograd.grad(loss, height)[0] for loss in (plain, with_doubt)]
+    torch.testing.assert_close(*pulls)
+    assert (
+        torch.autograd.grad(canopy_loss(HeightMaps(height, spread), truth, all_known, 0.9, doubt=0.1), spread)[0] < 0
+    ).all()
 
 
 def test_a_footprint_is_compared_with_the_98th_percentile_within_it() -> None:

@@ -225,7 +225,7 @@ def _step(state: State, job: Job, batch: Batch, total: int) -> float:
         taps = [Tap(p.to(job.device), c.to(job.device)) for p, c in batch.taps] if batch.taps else _taps(job, images)
         found = network.read(images, taps, [job.chips.task])[job.chips.task]
     wanted = {name: value.to(job.device) for name, value in batch.wanted.items()}
-    loss = TASKS[job.chips.task].loss(found, wanted, progress, recipe.silog)
+    loss = TASKS[job.chips.task].loss(found, wanted, progress, recipe)
     state.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], recipe.clip)

@@ -8,6 +8,7 @@ on the offsets, and on the density a Poisson loss a cell with counts over blocks
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ SILOG_FORGIVEN = 0.15
 SILOG_FLOOR_M = 0.5
 CHARBONNIER_M = 1.0
 TALL_SHARE = 0.98
+# Metres: lidar itself is no surer.
+LEAST_SPREAD_M = 0.1
 
 FOCAL_POWER, FOCAL_REDUCTION = 2, 4
 OFFSET_WEIGHT, DENSITY_WEIGHT = 0.5, 0.15
@@ -77,7 +80,13 @@ def _density_loss(found: torch.Tensor, wanted: torch.Tensor, known: torch.Tensor
 
 
 def canopy_loss(
-    found: HeightMaps, wanted: torch.Tensor, known: torch.Tensor, progress: float, *, silog: bool = True
+    found: HeightMaps,
+    wanted: torch.Tensor,
+    known: torch.Tensor,
+    progress: float,
+    *,
+    silog: bool = True,
+    doubt: float = 0.0,
 ) -> torch.Tensor:
     """The loss of a batch, a scalar.
 
@@ -93,6 +102,8 @@ def canopy_loss(
         Share of the steps done.
     silog
         Whether to begin with the log loss; without it Charbonnier from the start.
+    doubt
+        Weight of `doubt_loss`, which is not part of the published schedule.
     """
     height = enlarged(found.height, wanted.shape[-2:])
     late = min(progress / SILOG_UNTIL, 1.0) if silog else 1.0
@@ -102,7 +113,20 @@ def canopy_loss(
     rising = min(max((progress - GRADIENT_FROM) / (GRADIENT_UNTIL - GRADIENT_FROM), 0.0), 1.0)
     if rising:
         loss = loss + rising * GRADIENT_WEIGHT * gradient_loss(height, wanted, known)
+    if doubt:
+        spread = enlarged(found.spread, wanted.shape[-2:])
+        loss = loss + doubt * doubt_loss(spread, (height - wanted).abs().detach(), known)
     return loss
+
+
+def doubt_loss(spread: torch.Tensor, error: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """What a spread costs that is smaller or larger than the errors: (B, H, W) metres to a scalar.
+
+    The negative log-likelihood of a Laplace distribution with that standard deviation, less a constant; the error is
+    a fact here, so that heights do not learn to be wrong where doubt is cheap.
+    """
+    held = spread.clamp_min(LEAST_SPREAD_M)
+    return _mean(torch.log(held) + math.sqrt(2) * error / held, known)
 
 
 def footprint_loss(found: HeightMaps, disc: torch.Tensor, tallest: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,8 @@ class Recipe:
         Share of the crops drawn by class (heights, classes, labels) rather than by chip.
     silog
         Whether canopy begins with the log loss of the published schedule.
+    doubt
+        Weight of a term that makes the spread of heights as large as their errors; 0: the spread is what falls out.
     seed
         Of everything random.
     evaluations
@@ -69,6 +71,7 @@ class Recipe:
     variety: Variety = field(default_factory=Variety)
     balance: float = 0.5
     silog: bool = True
+    doubt: float = 0.0
     seed: int = 0
     evaluations: int = 10
     tuning: float = 1 / 16
@@ -80,6 +83,8 @@ class Recipe:
         for name in ("batch", "epochs", "learning_rate", "views", "evaluations"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} {getattr(self, name)} must be above 0")
+        if not self.doubt >= 0:
+            raise ConfigError(f"doubt {self.doubt} must be at least 0")
         if not 0 < self.tuning < 1:
             raise ConfigError(f"tuning {self.tuning} must be a share between 0 and 1")
 

@@ -18,6 +18,7 @@ from geodino.models.pyramid import CELL
 from geodino.training.augment import plain_look
 from geodino.training.chipset import ChipSet, Task
 from geodino.training.losses import TALL_SHARE, TreeTargets, canopy_loss, enlarged, footprint_loss, tree_loss
+from geodino.training.recipe import Recipe
 from geodino.training.targets import UNKNOWN_CLASS, Targets, targets
 from geodino.trees import find_peaks
 
@@ -43,22 +44,22 @@ class Measured(NamedTuple):
 class TaskRow(NamedTuple):
     """One task."""
 
-    loss: Callable[[Any, Targets, float, bool], torch.Tensor]
+    loss: Callable[[Any, Targets, float, Recipe], torch.Tensor]
     strata: Callable[[ChipSet, np.ndarray], Sequence[np.ndarray]]
     measure: Callable[[HeadedNetwork, Job], Measured]
 
 
-def _canopy_loss(found: HeightMaps, wanted: Targets, progress: float, silog: bool) -> torch.Tensor:
+def _canopy_loss(found: HeightMaps, wanted: Targets, progress: float, recipe: Recipe) -> torch.Tensor:
     if "disc" in wanted:
         return footprint_loss(found, wanted["disc"], wanted["tallest"])
-    return canopy_loss(found, wanted["height"], wanted["known"], progress, silog=silog)
+    return canopy_loss(found, wanted["height"], wanted["known"], progress, silog=recipe.silog, doubt=recipe.doubt)
 
 
-def _tree_loss(found: TreeMaps, wanted: Targets, progress: float, silog: bool) -> torch.Tensor:
+def _tree_loss(found: TreeMaps, wanted: Targets, progress: float, recipe: Recipe) -> torch.Tensor:
     return tree_loss(found, TreeTargets(**wanted))
 
 
-def _segment_loss(found: torch.Tensor, wanted: Targets, progress: float, silog: bool) -> torch.Tensor:
+def _segment_loss(found: torch.Tensor, wanted: Targets, progress: float, recipe: Recipe) -> torch.Tensor:
     classes = wanted["classes"]
     logits = functional.interpolate(found, size=tuple(classes.shape[-2:]), mode="bilinear", align_corners=False)
     if not (classes != UNKNOWN_CLASS).any():
@@ -66,7 +67,7 @@ def _segment_loss(found: torch.Tensor, wanted: Targets, progress: float, silog: 
     return functional.cross_entropy(logits, classes, ignore_index=UNKNOWN_CLASS)
 
 
-def _classify_loss(found: torch.Tensor, wanted: Targets, progress: float, silog: bool) -> torch.Tensor:
+def _classify_loss(found: torch.Tensor, wanted: Targets, progress: float, recipe: Recipe) -> torch.Tensor:
     return functional.cross_entropy(found, wanted["label"])
 
 
