@@ -74,10 +74,17 @@ def evaluate(
         found: Evaluation
         if map_path is not None:
             found = _of_map(task, map_path, given)
-            paths = _draw(found, out)
+            show(found, out, as_json=as_json)
         else:
             found, loaded, chips = _of_model(task, str(model), Path(folder), given)
-            paths = _draw(found, out, loaded, chips)
+            show(found, out, as_json=as_json, model=loaded, chips=chips)
+
+
+def show(
+    found: Evaluation, out: Path | None, *, as_json: bool, model: Model | None = None, chips: ChipSet | None = None
+) -> None:
+    """Write report and pictures where there is a folder for them, and print the tables or the JSON."""
+    paths = _draw(found, out, model, chips)
     if as_json:
         click.echo(found.report.as_json(), nl=False)
         return

@@ -63,6 +63,8 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
     "--tuning", type=float, default=1 / 16, help="Share of the places that choose, not learn [default: 1/16]."
 )
 @click.option("--choose", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Which weights.")
+@click.option("--folds", type=click.IntRange(2), help="Cross-validate: so many models, each judged where it never was.")
+@click.option("--folds-by", default="place", show_default=True, help="What folds keep together: place, or a column.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
@@ -120,18 +122,21 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
     )
     for reason, count in chips.dropped.items():
         tell(f"left out, {reason}: {count}")
-    record = train_head(
-        chips,
-        given["model"],
-        out,
-        head=head or HEADS[task],
-        recipe=recipe,
-        options=Options(
-            given["device"], given["precision"], given["cache"], given["name"], given["data_licence"],
-            tuple(given["attribution"]), given["demonstration"], given["half"], shlex.join(["geodino", *sys.argv[1:]]),
-        ),
-        told=tell,
+    options = Options(
+        given["device"], given["precision"], given["cache"], given["name"], given["data_licence"],
+        tuple(given["attribution"]), given["demonstration"], given["half"], shlex.join(["geodino", *sys.argv[1:]]),
     )  # fmt: skip
+    if given["folds"]:
+        from geodino.cli_evaluate import show
+        from geodino.training.cross import cross_validate
+
+        found = cross_validate(
+            chips, given["model"], out, head=head or HEADS[task], recipe=recipe, count=given["folds"],
+            column=given["folds_by"], options=options, told=tell,
+        )  # fmt: skip
+        show(found, out, as_json=as_json)
+        return
+    record = train_head(chips, given["model"], out, head=head or HEADS[task], recipe=recipe, options=options, told=tell)
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -123,7 +123,7 @@ def evaluate_folds(
     folds: npt.NDArray[np.int64],
     *,
     subject: Subject,
-    settings: Settings | None = None,
+    settings: Settings | Sequence[Settings] | None = None,
     by: Mapping[str, Sequence[object]] | None = None,
     batch: int = BATCH,
 ) -> Evaluation:
@@ -135,8 +135,11 @@ def evaluate_folds(
         Of each fold, the model that was trained without it.
     folds
         (N,), the fold of each chip, from `geodino.training.splits.folds`: whole places, or whole values of a column.
+    settings
+        Of all folds, or one for each, such as the threshold that its model's training chose.
     """
-    settings = settings or Settings()
+    each = [settings or Settings()] * len(predicts) if not isinstance(settings, Sequence) else list(settings)
+    first = each[0]
     if not len(chips):
         raise InputError("there are no chips to evaluate: check the labels, the source and the split")
     constant = _constant(chips)
@@ -145,20 +148,23 @@ def evaluate_folds(
 
     def parts() -> Iterator[tuple[dict[str, Floats], str]]:
         for index, owned, said in _predicted(predicts, chips, folds, batch):
-            seen = Seen(chips, index, said, owned, constant, settings)
+            seen = Seen(chips, index, said, owned, constant, each[int(folds[index])])
             if scatter is not None:
                 scatter.add(*_heights(seen))
             yield SUMS[chips.task](seen), places[index]
 
-    sums = collect(parts(), unit=_unit(chips, settings))
+    sums = collect(parts(), unit=_unit(chips, first))
     if not len(sums):
         raise InputError(f"nothing is labelled on {len(chips)} chips: check that the labels lie on the imagery")
     parts_of = {name: np.array([str(value) for value in values])[sums.chips] for name, values in (by or {}).items()}
     if len(predicts) > 1:
         parts_of = {"fold": folds.astype(np.str_)[sums.chips], **parts_of}
     report = _blank(chips, sums, subject, constant)
-    filled = report_on(report, sums, settings, class_names=chips.class_names, by=parts_of)
-    return Evaluation(filled, sums, settings, scatter)
+    if any(one != first for one in each):
+        own = ", ".join(f"{one.threshold:g}" for one in each)
+        report = replace(report, notes=(*report.notes, f"each fold has the threshold that its training chose: {own}"))
+    filled = report_on(report, sums, first, class_names=chips.class_names, by=parts_of)
+    return Evaluation(filled, sums, first, scatter)
 
 
 def trees_said(said: Array, *, size: int, settings: Settings, threshold: float) -> Trees:

@@ -137,9 +137,9 @@ def parted(chips: ChipSet, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     table, beside = chips.table, np.zeros(len(chips), np.bool_)
     free = (table["split"] != "val").to_numpy()
     if table.loc[free, "place"].nunique() < FEW_PLACES:
-        table = table.assign(place=_blocks(chips))
+        table = table.assign(place=block_places(chips))
         _, tune_mask = split_places(table, recipe.tuning, recipe.seed)
-        beside = _beside(chips, tune_mask)
+        beside = beside_chosen(chips, tune_mask)
     learn_mask, tune_mask = split_places(table, recipe.tuning, recipe.seed)
     learn, tune = np.flatnonzero(learn_mask & ~beside), np.flatnonzero(tune_mask)
     if len(learn) < FEWEST or len(tune) < 1:
@@ -150,14 +150,14 @@ def parted(chips: ChipSet, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     return learn, tune
 
 
-def _blocks(chips: ChipSet) -> list[str]:
+def block_places(chips: ChipSet) -> list[str]:
     """Where each chip lies on a lattice of `BLOCK_CHIPS` chips."""
     side = BLOCK_CHIPS * chips.size * chips.gsd_m
     rows = chips.table[["place", "crs", "west", "north"]].itertuples(index=False)
     return [f"{place} {crs} {int(west // side)} {int(north // side)}" for place, crs, west, north in rows]
 
 
-def _beside(chips: ChipSet, chosen: np.ndarray) -> np.ndarray:
+def beside_chosen(chips: ChipSet, chosen: np.ndarray) -> np.ndarray:
     """Chips that are not chosen and lie within `GAP_M` of one that is."""
     table, reach = chips.table, chips.size * chips.gsd_m + GAP_M
     near = np.zeros(len(chips), np.bool_)

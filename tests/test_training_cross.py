@@ -1,0 +1,49 @@
+"""Cross-validation: every chip is judged once, by a model that never saw its place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_training_engine import SMALL, backbone, canopy, ground  # noqa: F401  (the last three are fixtures)
+
+from geodino.errors import ConfigError
+from geodino.models.loading import load_model
+from geodino.training.chipset import ChipSet
+from geodino.training.cross import cross_validate
+
+
+def test_each_chip_is_judged_once_and_by_a_model_that_never_saw_its_place(
+    canopy: ChipSet,  # noqa: F811
+    backbone: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    found = cross_validate(
+        canopy, backbone, tmp_path, head="linear", recipe=replace(SMALL, epochs=1), count=2, told=said.append
+    )
+    report = found.report
+    assert report.counts["chips"] == len(canopy) and {part.name for part in report.parts["fold"]} == {"0", "1"}
+    assert [line for line in said if line.startswith("fold")] == ["fold 1 of 2", "fold 2 of 2"]
+    records = [json.loads((tmp_path / f"fold-{k}-of-2" / "training.json").read_text()) for k in (1, 2)]
+    left_alone = [record["data"]["left_alone"] for record in records]
+    assert sum(left_alone) >= len(canopy) and min(left_alone) > 0
+    assert records[0]["weights_sha256"] != records[1]["weights_sha256"]
+    # The pooled error is that of the two models, each on its own fold.
+    errors = [part.figures[0].value for part in report.parts["fold"]]
+    assert min(errors) <= report.figure("mae_m").value <= max(errors)
+    for k in (1, 2):
+        assert np.isfinite(load_model(tmp_path / f"fold-{k}-of-2").predict(canopy.image(0)[None])).all()
+
+
+def test_more_folds_than_groups_are_refused_before_any_training(
+    canopy: ChipSet,  # noqa: F811
+    backbone: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="folds cannot be made of"):
+        cross_validate(canopy, backbone, tmp_path, head="linear", recipe=SMALL, count=2, column="crs")
+    assert not list(tmp_path.iterdir())
