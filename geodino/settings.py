@@ -17,6 +17,7 @@ from geodino.windows import PATCH, Tiling
 Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"]
 Order = Literal["newest", "least-cloud"]
 Spec = TypeVar("Spec", bound=BaseModel)
+_Height = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 # Cells: what must be computed beyond the AOI grows with it.
 MOST_SPACING = 8
@@ -26,6 +27,15 @@ def _power_of_two(value: float) -> float:
     if not math.log2(value).is_integer():
         raise ValueError(f"must be a power of two such as 0.125 or 0.25, not {value:g}")
     return value
+
+
+def _growing(heights: tuple[float, ...]) -> tuple[float, ...]:
+    # What the statistics ask for, said before the hours of a run and not after them.
+    if not heights:
+        raise ValueError("needs at least one height, such as 2")
+    if list(heights) != sorted(set(heights)):
+        raise ValueError(f"{', '.join(f'{height:g}' for height in heights)} must grow, each height once")
+    return heights
 
 
 class WindowSpec(BaseModel):
@@ -93,7 +103,7 @@ class StatisticsSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cover_m: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = (2.0, 5.0, 10.0)
+    cover_m: Annotated[tuple[_Height, ...], AfterValidator(_growing)] = (2.0, 5.0, 10.0)
     least_valid_percent: Annotated[float, Field(ge=0, le=100)] = 50.0
 
 
@@ -209,8 +219,10 @@ def _fault(kind: type[BaseModel], loc: tuple[int | str, ...], code: str, message
     if code == "extra_forbidden":
         return f"unknown key {name}" + nearest(parts[0] if parts else str(loc[-1]), fields[section if parts else ""])
     if code == "missing":
-        return f"key {name} is missing"
-    said = message.removeprefix("Value error, ")
+        # pydantic counts the values of a short list as missing keys.
+        short = isinstance(loc[-1], int)
+        return f"{name} needs more than {loc[-1]} values" if short else f"key {name} is missing"
+    said = message.removeprefix("Value error, ").replace("a valid tuple", "a list")
     return (f"{name}: " if name else "") + f"{said[:1].lower()}{said[1:]}"
 
 
