@@ -106,9 +106,7 @@ def test_every_pixel_of_a_zone_has_a_block(height: int, width: int) -> None:
 @given(st.floats(0.001, 0.999), st.floats(0, 1))
 def test_the_interval_of_a_share_holds_its_mean_and_stays_in_bounds(mean: float, part: float) -> None:
     low, high = share_interval(np.array([mean]), np.array([part * mean * (1 - mean)]), 0.95)
-    assert 0 <= low[0] <= high[0] <= 1
-    if part < 0.05:
-        assert low[0] <= mean <= high[0]
+    assert 0 <= low[0] <= mean <= high[0] <= 1
 
 
 def test_the_interval_of_a_share_is_that_of_the_beta_distribution() -> None:
@@ -120,6 +118,13 @@ def test_the_interval_of_a_share_is_that_of_the_beta_distribution() -> None:
     assert np.isnan(low[3]) and np.isnan(high[3])
     # One pixel that is as likely canopy as not: either none or all of the zone.
     assert [end[0] for end in share_interval(np.array([0.5]), np.array([0.25]), 0.95)] == pytest.approx([0, 1])
+
+
+def test_next_to_no_chance_has_an_interval_from_nothing_that_holds_it() -> None:
+    mean = np.array([2.9e-7, 1e-4, 1 - 1e-4])
+    low, high = share_interval(mean, mean * (1 - mean), 0.95)
+    assert low[0] == 0 and low[1] == 0
+    assert (low <= mean).all() and (mean <= high).all()
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 120])

@@ -157,7 +157,8 @@ def _between_blocks(sums: Floats, layout: Layout, step_m: Floats, errs: Correlat
 def share_interval(mean: Floats, variance: Floats, level: float) -> tuple[Floats, Floats]:
     """Return the central interval of a share in 0..1 of that mean and variance, by the beta distribution that has them.
 
-    A share of pixels that are all sure, 0 or 1, is itself. NaN where the mean is.
+    A share of pixels that are all sure, 0 or 1, is itself. An interval holds its mean also where that distribution
+    is so skewed that its middle part does not: next to no chance of anything. NaN where the mean is.
     """
     most = mean * (1 - mean)
     sure = (variance <= 1e-12) | (most <= 1e-12)
@@ -165,8 +166,9 @@ def share_interval(mean: Floats, variance: Floats, level: float) -> tuple[Floats
     ends = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
         end = special.betaincinv(mean * size, (1 - mean) * size, tail)
-        ends.append(np.where(sure, mean, end))
-    return ends[0], ends[1]
+        # Below that scipy gives the least number there is.
+        ends.append(np.where(sure, mean, np.where(end < 1e-12, 0.0, end)))
+    return np.minimum(ends[0], mean), np.maximum(ends[1], mean)
 
 
 def count_interval(count: Floats, variance: Floats, level: float) -> tuple[Floats, Floats]:
