@@ -94,7 +94,7 @@ def test_a_record_never_holds_nan(tmp_path: Path) -> None:
 def test_the_short_text_warns_of_a_demonstration_model() -> None:
     text = RECORD.as_text()
     assert "canopy_height.tif  1.2 MiB, mean 12.2 m, largest 35.1 m" in text
-    assert "7 windows run, 3 skipped; 1 scene used" in text
+    assert "7 windows run, 3 skipped (2 outside the AOI, 1 without imagery); 1 scene used" in text
     assert "demonstration model" in text
     assert "demonstration" not in replace(RECORD, model=replace(RECORD.model, demonstration=False)).as_text()
 

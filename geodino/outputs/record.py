@@ -229,9 +229,12 @@ class RunRecord:
                 f"{count(found.count, 'tree')} on {found.mapped_ha:,.2f} ha, {found.per_ha:.1f} a hectare, found on "
                 f"{found.found_on}"
             )
-        skipped = windows.outside_aoi + len(windows.without_imagery)
+        # Trees need ground around the AOI, so that these can be many where nothing of the AOI is missing.
+        outside, bare = windows.outside_aoi, len(windows.without_imagery)
+        why = f" ({outside:,} outside the AOI, {bare:,} without imagery)" if outside + bare else ""
         lines.append(
-            f"{count(windows.run, 'window')} run, {skipped:,} skipped; {count(len(self.scenes), 'scene')} used"
+            f"{count(windows.run, 'window')} run, {outside + bare:,} skipped{why}; "
+            f"{count(len(self.scenes), 'scene')} used"
         )
         lines.append(
             f"{timings.total_s:.1f} s: read {timings.read_s:.1f}, forward {timings.forward_s:.1f}, "
