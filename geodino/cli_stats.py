@@ -159,6 +159,8 @@ def _write(found: Statistics, paths: dict[str, Path]) -> None:
 
 
 def _say(found: Statistics, paths: dict[str, Path], *, as_json: bool, quiet: bool) -> None:
+    from geodino.watch import count
+
     if as_json:
         import pandas as pd
 
@@ -172,6 +174,6 @@ def _say(found: Statistics, paths: dict[str, Path], *, as_json: bool, quiet: boo
         click.echo(json.dumps(said, indent=2))
         return
     if not quiet:
-        click.echo(f"{len(found.frame):,} zones, {found.frame['area_ha'].sum():,.2f} ha")
+        click.echo(f"{count(len(found.frame), 'zone')}, {found.frame['area_ha'].sum():,.2f} ha")
         for path in paths.values():
             click.echo(str(path))

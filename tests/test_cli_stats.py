@@ -100,6 +100,11 @@ def test_tables_are_not_replaced_unless_asked(folder: Path, plots: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["statistics.csv", "statistics.parquet"]
 
 
+def test_one_zone_is_one_zone(folder: Path, tmp_path: Path) -> None:
+    told = call(folder, "--zones", box(0, 0, 9, 9).wkt, "--zones-crs", CRS, "--out", tmp_path)
+    assert told.stdout.startswith("1 zone, 0.00 ha\n")
+
+
 def test_nothing_is_written_where_something_is_wrong(folder: Path, plots: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(InputError, match="none of 1 zones meets the map"):

@@ -253,7 +253,7 @@ def test_a_map_of_trees_alone_gives_no_heights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("unit", "heights", "message"),
     [
-        ("ft", HEIGHTS, "in ft; multiply by 0.3048"),
+        ("ft", HEIGHTS, r"^heights of \S+ are in ft; multiply by 0.3048"),
         ("cm", HEIGHTS, "is in cm: give canopy heights in metres"),
         ("", HEIGHTS * 5, r"heights cannot be metres of canopy \(0 under -5 m, [\d,]+ over 120 m\); are they in feet"),
         ("m", np.where(HEIGHTS > 20, -99.0, HEIGHTS), r"\([\d,]+ under -5 m.*-99 looks like nodata"),

@@ -210,7 +210,7 @@ class Ground:
             # Rasters of labels are read with the care that a map needs; only what they are called differs.
             raster = describe_raster(str(path))
         except InputError as error:
-            raise InputError(f"map {str(error).removeprefix('labels ')}") from error
+            raise InputError(f"heights of {str(error).removeprefix('labels ')}") from error
         t = raster.transform
         if t.b or t.d or t.a <= 0 or t.e >= 0:
             raise InputError(f"map {path} is turned or mirrored: bring it north up, gdalwarp {path} NEW.tif")
