@@ -30,7 +30,7 @@ INTERRUPTED = 130
 @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what libraries and readers log.")
 def cli(debug: bool, verbose: bool) -> None:
-    """Canopy height from satellite and aerial imagery with the DINOv3 models.
+    """Canopy height and trees from satellite and aerial imagery with the DINOv3 models.
 
     \b
     Try it on the embedded sample, with no network and no account:

@@ -35,7 +35,7 @@ class Stages:
     Attributes
     ----------
     maps
-        `height` and `spread` within the AOI; None where the model says nothing of heights.
+        `height` and `spread` within the AOI; where the model says nothing of heights `seen`, 1 where it was asked.
     ground
         What is known of the ground of the AOI and around it, where trees are found: `height` and `spread` if there,
         and `scene`.
@@ -44,7 +44,7 @@ class Stages:
         height, or not at all.
     """
 
-    maps: StagedRaster | None
+    maps: StagedRaster
     ground: StagedRaster | None
     heat: StagedRaster | None
 
@@ -110,7 +110,7 @@ def _make_stages(plan: Plan, products: Products, model: Model, folder: OutputFol
 
     heights = LAYERS["canopy"].names if "canopy" in products.tasks else ()
     return Stages(
-        maps=stage("stage.tif", heights, plan.spec.quantum_m) if heights else None,
+        maps=stage("stage.tif", heights or ("seen",), plan.spec.quantum_m),
         ground=stage("ground.tif", (*heights, "scene"), plan.spec.quantum_m) if products.find_on else None,
         heat=stage("heat.tif", HEAT, None, LAYERS["trees"].px) if products.find_on == "heat" else None,
     )
@@ -145,6 +145,7 @@ def _stage(square: Done, cell: Window, products: Products, stages: Stages, insid
         heat: npt.NDArray[np.float32] = said["trees"][[names.index(name) for name in HEAT]]
         if np.isfinite(heat).any():
             stages.heat.write(Window(cell.row // px, cell.col // px, cell.height // px, cell.width // px), heat)
-    if stages.maps is not None and heights is not None and mapped.any():
-        heights[:, ~mapped] = np.nan
-        stages.maps.write(cell, heights)
+    if mapped.any():
+        shown = np.ones((1, *mapped.shape), np.float32) if heights is None else heights
+        shown[:, ~mapped] = np.nan
+        stages.maps.write(cell, shown)

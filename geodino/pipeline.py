@@ -83,7 +83,17 @@ def run(
         written = time.perf_counter()
         # Trees name their scene by its number before the unused ones are left out.
         numbered, plan = plan.scenes, with_scenes_used(plan, tally.scene_pixels)
-        results = write_results(stages, plan, products, model, folder, numbered=numbered, started=started, watch=watch)
+        results = write_results(
+            stages,
+            plan,
+            products,
+            model,
+            folder,
+            numbered=numbered,
+            mapped_ha=tally.pixels_written * plan.grid.gsd**2 / 1e4,
+            started=started,
+            watch=watch,
+        )
         plan = replace(plan, warnings=(*plan.warnings, *results.warnings))
         tally.write_s += time.perf_counter() - written
         total_s = time.perf_counter() - began

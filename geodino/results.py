@@ -45,6 +45,7 @@ from geodino.quicklook import PREVIEW_FAULTS, draw_preview
 from geodino.settings import TreesSpec
 from geodino.sources import Scene
 from geodino.sources.raster import LOCAL_OPTIONS, causes
+from geodino.sources.scene import Facts
 from geodino.surface import RasterSurface, Surface
 from geodino.trees import BLOCK, Trees, looked_up, trees_on_heat
 from geodino.treetops import trees_on_height
@@ -74,6 +75,7 @@ def write_results(
     folder: OutputFolder,
     *,
     numbered: Sequence[Scene],
+    mapped_ha: float,
     started: datetime,
     watch: Watch,
 ) -> Results:
@@ -83,6 +85,8 @@ def write_results(
     ----------
     numbered
         The scenes as they were numbered when the ground was staged.
+    mapped_ha
+        How much of the AOI has imagery, hectares of the grid.
 
     Raises
     ------
@@ -94,11 +98,11 @@ def write_results(
     # Side by side, because compressing and checking are a fifth of a run with a small model.
     with ThreadPoolExecutor(max(len(products.maps), 1), thread_name_prefix="geodino-write") as pool:
         maps = [pool.submit(_write_map, stages, plan, band, name, folder, tags) for band, name in products.maps.items()]
-        found, trees = _write_trees(stages, plan, products, model, folder, numbered, tags, watch)
+        found, trees = _write_trees(stages, plan, products, model, folder, numbered, tags, mapped_ha, watch)
         watch.begin("writing", len(maps) + 1)
         files += [_waited(future, watch, number) for number, future in enumerate(maps, start=1)]
     files += found
-    tables, notes = _write_statistics(plan, products, folder, watch)
+    tables, notes = _write_statistics(stages, plan, products, folder, watch)
     files += tables
     left_out = _draw(plan, products, model, folder, watch)
     if not left_out:
@@ -110,7 +114,6 @@ def write_results(
 def _write_map(
     stages: Stages, plan: Plan, band: str, name: str, folder: OutputFolder, tags: dict[str, str]
 ) -> FileRecord:
-    assert stages.maps is not None
     profile = CogProfile(name.removesuffix(".tif"), "m", tags)
     # GDAL's options belong to a thread.
     with rasterio.Env(**LOCAL_OPTIONS):
@@ -132,6 +135,7 @@ def _write_trees(
     folder: OutputFolder,
     numbered: Sequence[Scene],
     tags: dict[str, str],
+    mapped_ha: float,
     watch: Watch,
 ) -> tuple[list[FileRecord], TreesRecord | None]:
     """Points, GeoPackage, crowns and density, block by block; nothing where the pipeline finds no trees."""
@@ -147,7 +151,7 @@ def _write_trees(
         heat = opened.enter_context(RasterSurface(stages.heat.path)) if stages.heat else None
         surface: Surface = heat or ground
         wanted = AOIMask(plan.geometry, surface.grid)
-        scenes = [SceneRow(scene.id, _day(scene.facts.start or scene.facts.datetime)) for scene in numbered]
+        scenes = [SceneRow(scene.id, _day(scene.facts)) for scene in numbered]
         table = TreeTable(surface.grid, scenes)
         band = "heat" if heat else "height"
         with (
@@ -176,7 +180,7 @@ def _write_trees(
         files.append(file_record(paths.crowns, CROWNS, features=writer.crowns))
         files.append(_text(folder, CROWNS_STYLE, crown_style()))
     settings = heat_settings(spec, model) if heat else height_settings(spec)
-    return files, _trees_record(products.find_on, writer.trees, receipt.hectares, asdict(settings))
+    return files, _trees_record(products.find_on, writer.trees, mapped_ha, asdict(settings))
 
 
 def _found(
@@ -217,12 +221,14 @@ def _steady(tags: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in tags.items() if key != "TIFFTAG_DATETIME"}
 
 
-def _day(moment: datetime | None) -> date | None:
-    return moment.date() if moment else None
+def _day(facts: Facts) -> date | None:
+    """The day a scene was taken; None where its Item states a longer span, such as the year of a flight."""
+    first, last = facts.start or facts.datetime, facts.end or facts.datetime
+    return first.date() if first and last and first.date() == last.date() else None
 
 
 def _write_statistics(
-    plan: Plan, products: Products, folder: OutputFolder, watch: Watch
+    stages: Stages, plan: Plan, products: Products, folder: OutputFolder, watch: Watch
 ) -> tuple[list[FileRecord], tuple[str, ...]]:
     """What the run says of each polygon of its AOI; nothing where the pipeline asks for nothing."""
     spec = plan.spec.statistics
@@ -234,7 +240,10 @@ def _write_statistics(
     if products.find_on:
         names["trees"] = TREES
     at = {key: folder.staging(name) for key, name in names.items()}
-    layers = Layers(at["map"], at.get("spread"), at.get("trees"), heights=bool(products.maps))
+    # The density's cells are too coarse to say what was seen.
+    layers = Layers(
+        at["map"] if products.maps else stages.maps.path, at.get("spread"), at.get("trees"), heights=bool(products.maps)
+    )
     settings = Settings(cover_m=spec.cover_m, least_valid_percent=spec.least_valid_percent)
     zones = zones_of(plan.aoi)
     found = zone_statistics(layers, zones, settings=settings)

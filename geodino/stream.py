@@ -63,8 +63,8 @@ class Done(NamedTuple):
     Attributes
     ----------
     maps
-        For each of the model's layers (K, stride / px, stride / px) float32; NaN where any pixel below is not wanted or
-        has no imagery.
+        For each of the model's layers (K, stride / px, stride / px) float32; NaN where no pixel below is both wanted
+        and has imagery.
     wanted
         (stride, stride), pixels asked for that have imagery.
     scene
@@ -164,9 +164,9 @@ def stitch_layers(
 
 
 def coarser(mask: Bools, px: int) -> Bools:
-    """(H, W) to (H / px, W / px): true where all pixels below are."""
+    """(H, W) to (H / px, W / px): true where any pixel below is."""
     height, width = mask.shape
-    return np.asarray(mask.reshape(height // px, px, width // px, px).all(axis=(1, 3)))
+    return np.asarray(mask.reshape(height // px, px, width // px, px).any(axis=(1, 3)))
 
 
 def read_chips(

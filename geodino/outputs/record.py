@@ -290,7 +290,8 @@ def _file_line(file: FileRecord) -> str:
     statistics = file.statistics
     if file.features is not None:
         return f"{line}, {count(file.features, 'feature')}"
-    if statistics is None:
+    # A mean over cells that the AOI's edge cuts is no density of the AOI.
+    if statistics is None or statistics.gsd_m is not None:
         return line
     if statistics.mean is None:
         return f"{line}, no valid pixel"

@@ -39,7 +39,7 @@ COLUMNS = (
     Column("score", pa.float32(), "how sure the tree is, 0 to 1; null where trees were found on height"),
     Column("crown_area_m2", pa.float32(), "area of the crown, square metres"),
     Column("crown_diameter_m", pa.float32(), "diameter of the circle with the crown's area, metres"),
-    Column("source_date", pa.date32(), "day of the scene that shows the tree"),
+    Column("source_date", pa.date32(), "day of the scene that shows the tree; null where its Item knows a span only"),
     Column("scene", pa.string(), "id of the scene that shows the tree"),
 )
 """Null is unknown in all of them. Points and crowns have the same columns; the geometry and its bbox come last."""
@@ -49,7 +49,7 @@ SCHEMA = pa.schema([*(column.field for column in COLUMNS), *GEOMETRY_FIELDS])
 
 @dataclass(frozen=True)
 class SceneRow:
-    """A scene that trees may come from: its id, and the day it was taken (of a composite, the first)."""
+    """A scene that trees may come from: its id, and the day it was taken, if that is known."""
 
     id: str
     date: dt.date | None
