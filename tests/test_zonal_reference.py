@@ -14,7 +14,8 @@ from zonal_maps import CRS, GSD, NORTH, WEST, box, made_heights, write_map, zone
 from geodino.errors import InputError
 from geodino.zonal.ground import Ground, layers_of
 from geodino.zonal.reference import map_at, read_plots
-from geodino.zonal.statistics import zone_statistics
+from geodino.zonal.statistics import stats, zone_statistics
+from geodino.zonal.sums import Settings
 
 ROWS, COLS = 100, 120
 TRUTH = made_heights(ROWS, COLS, seed=5)
@@ -80,6 +81,17 @@ def test_plots_on_every_pixel_give_the_truth_whatever_the_map_says(
         assert mine.loc["producer's accuracy of over 10 m", "estimate"] == pytest.approx(tall, abs=1e-6)
         assert mine.loc["user's accuracy of 0 to 2 m", "plots"] == truth.size
     assert any("plots lie in no zone and were left out" in note for note in notes)
+
+
+def test_plots_can_be_given_to_stats(chm: Path, tmp_path: Path, everywhere: pd.DataFrame) -> None:
+    path, shape = written(tmp_path / "p.csv", everywhere[::7]), box(30, 10, 40, 50)
+    found = stats(chm, gpd.GeoDataFrame(geometry=[shape], crs=CRS), plots=str(path), plots_crs=CRS)
+    assert found.reference is not None
+    pd.testing.assert_frame_equal(found.reference.table, estimates(chm, path, shape, crs=CRS)[0])
+    fewer = stats(chm, shape.wkt.replace("POLYGON", "SRID=26910;POLYGON"), settings=Settings(cover_m=(5.0,)))
+    assert fewer.reference is None
+    with pytest.raises(InputError, match="name their CRS"):
+        stats(chm, gpd.GeoDataFrame(geometry=[shape], crs=CRS), plots=path)
 
 
 def test_a_sample_is_right_within_its_interval_where_the_map_is_not(chm: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from zonal_maps import CRS, NORTH, WEST, box, ground_of, made_heights, write_map
 from geodino.aoi import read_aoi
 from geodino.errors import InputError, OutputError
 from geodino.zonal.ground import Ground, layers_of
-from geodino.zonal.statistics import zone_statistics
+from geodino.zonal.statistics import stats, zone_statistics
 from geodino.zonal.table import beside_attributes, write_csv, write_parquet
 from geodino.zonal.zones import Zones, place, read_zones, zones_of
 
@@ -63,6 +63,40 @@ def test_an_invalid_zone_is_refused_by_its_number_unless_repaired(chm: Path, tmp
     found = zone_statistics(layers_of(chm), read_zones(path, repair=True))
     assert found.frame["area_ha"][1] == pytest.approx(200 * 0.36 / 1e4, rel=1e-3)
     assert any("feature 2" in note and "repaired" in note for note in found.notes)
+
+
+def test_a_frame_is_read_as_a_file_of_it(chm: Path, tmp_path: Path) -> None:
+    shapes = box(0, 0, 9, 9), shapely.Point(WEST + 3, NORTH - 3), None, box(20, 20, 9, 9)
+    frame = frame_of(*shapes, name=["a", "tree", "none", "b"])
+    frame.index = [7, 7, 9, 3]
+    found = stats(chm, frame.rename_geometry("outline"))
+    filed = stats(chm, write(tmp_path / "zones.gpkg", frame))
+    assert found.frame["name"].to_list() == ["a", "b"] and found.frame["zone"].to_list() == [1, 4]
+    pd.testing.assert_frame_equal(pd.DataFrame(found.frame), pd.DataFrame(filed.frame))
+    assert found.notes == ("GeoDataFrame: 2 points, lines and empty features are no zones and were left out",)
+    assert json.loads(found.provenance["geodino"])["zones"] == "GeoDataFrame"
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (frame_of(box(0, 0, 9, 9), crs=None), "GeoDataFrame: has no CRS"),
+        (gpd.GeoDataFrame({"name": ["a"]}), "GeoDataFrame: has no geometry"),
+        (frame_of(), "GeoDataFrame: holds no features"),
+        (frame_of(shapely.Point(WEST, NORTH)), "GeoDataFrame: holds Point only; zones are polygons"),
+        (frame_of(box(0, 0, 9, 9), crs="EPSG:4326"), r"GeoDataFrame: feature 1: .* looks like projected metres"),
+        (frame_of(box(0, 0, 9, 9), ground_of(BOWTIE)), r"GeoDataFrame: feature 2: self-int.* ha of its make_valid\(\)"),
+    ],
+)
+def test_frames_without_zones_are_refused(chm: Path, frame: gpd.GeoDataFrame, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        stats(chm, frame)
+
+
+def test_a_frame_is_repaired_on_demand() -> None:
+    found = read_zones(frame_of(box(0, 0, 9, 9), ground_of(BOWTIE)), repair=True)
+    assert found.frame.geometry.is_valid.all()
+    assert found.notes[0].startswith("GeoDataFrame: feature 2: self-intersection at (")
 
 
 @pytest.mark.parametrize(

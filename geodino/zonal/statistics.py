@@ -14,7 +14,7 @@ from geodino.errors import InputError
 from geodino.watch import Silent, Watch
 from geodino.zonal.ground import Ground, Layers, layers_of
 from geodino.zonal.points import Counts, count_points, read_points
-from geodino.zonal.reference import Mapped, Plots, Reference, estimates
+from geodino.zonal.reference import Mapped, Plots, Reference, estimates, read_plots
 from geodino.zonal.sums import Settings
 from geodino.zonal.sweep import Harvest, sweep
 from geodino.zonal.table import beside_attributes, figures, seen_share, write_csv, write_parquet
@@ -51,10 +51,12 @@ class Statistics:
 
 def stats(
     what: str | Path,
-    zones: str | Path,
+    zones: str | Path | gpd.GeoDataFrame,
     *,
     spread: Path | None = None,
     trees: Path | None = None,
+    plots: str | Path | None = None,
+    plots_crs: str | None = None,
     settings: Settings | None = None,
 ) -> Statistics:
     """Return what grows on each polygon of a layer; what `geodino stats` calls.
@@ -64,16 +66,25 @@ def stats(
     what
         The folder of a finished run, or a raster of canopy heights.
     zones
-        Polygons: a file, WKT, `minx,miny,maxx,maxy`, or `sample:NAME`.
+        Polygons: a file, WKT, `minx,miny,maxx,maxy`, `sample:NAME`, or a GeoDataFrame with a CRS.
     spread, trees
         The heights' standard deviations and the trees, where they are not beside the map.
+    plots, plots_crs
+        Measured plots, a CSV or a vector file of points (`--reference`), and the CRS of their x and y: adds
+        design-based estimates, `Statistics.reference`.
 
     Raises
     ------
     InputError, ReadError
-        As `zone_statistics`.
+        As `read_zones`, `read_plots` and `zone_statistics`.
     """
-    return zone_statistics(layers_of(Path(what), spread=spread, trees=trees), read_zones(zones), settings=settings)
+    settings = settings or Settings()
+    return zone_statistics(
+        layers_of(Path(what), spread=spread, trees=trees),
+        read_zones(zones),
+        plots=None if plots is None else read_plots(Path(plots), settings.cover_m, crs=plots_crs),
+        settings=settings,
+    )
 
 
 def zone_statistics(

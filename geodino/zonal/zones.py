@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import shapely
 from pyproj import CRS
 
@@ -29,6 +31,9 @@ _WORDS = (
     ("an AOI needs polygons", "zones are polygons"),
     ("draw a smaller AOI or choose another CRS", "give smaller zones, or a map in another CRS"),
 )
+# And in those of somebody who gives a frame.
+_FRAME = "GeoDataFrame"
+_FRAME_WORDS = (("with --repair-aoi", "of its make_valid()"), *_WORDS)
 # So far from the map's middle its equal-area projection is torn sooner or later, metres.
 _FAR_M = 5e6
 # Pixels by which a border on a pixel's edge may be off it: the rounding noise of coordinates.
@@ -62,11 +67,15 @@ class Zones:
         return len(self.frame)
 
 
-def read_zones(what: str | Path, *, layer: str | None = None, crs: str | None = None, repair: bool = False) -> Zones:
-    """Read polygons from whatever `read_aoi` takes; zones may overlap.
+def read_zones(
+    what: str | Path | gpd.GeoDataFrame, *, layer: str | None = None, crs: str | None = None, repair: bool = False
+) -> Zones:
+    """Read polygons from whatever `read_aoi` takes, or check those of a GeoDataFrame; zones may overlap.
 
     Parameters
     ----------
+    what
+        A frame has a CRS; its features are numbered by its rows from 1, and its index is not kept.
     layer, crs, repair
         As of `read_aoi`.
 
@@ -75,17 +84,42 @@ def read_zones(what: str | Path, *, layer: str | None = None, crs: str | None = 
     InputError
         Nothing readable, no CRS, no polygon, or one that crosses itself and is not to be repaired, by its number.
     """
+    framed = isinstance(what, gpd.GeoDataFrame)
     try:
-        aoi = read_polygons(what, layer=layer, crs=crs, repair=repair)
+        aoi = (
+            _checked(what, crs=crs, repair=repair)
+            if framed
+            else read_polygons(what, layer=layer, crs=crs, repair=repair)
+        )
     except AOIError as error:
         text = str(error)
-        for old, new in _WORDS:
+        for old, new in _FRAME_WORDS if framed else _WORDS:
             text = text.replace(old, new)
         raise InputError(text) from error
     notes = list(aoi.repairs)
     if aoi.dropped:
         notes.append(f"{aoi.origin}: {aoi.dropped} points, lines and empty features are no zones and were left out")
     return replace(zones_of(aoi), notes=tuple(notes))
+
+
+def _checked(frame: gpd.GeoDataFrame, *, crs: str | None, repair: bool) -> AOI:
+    """The polygons of a frame, as `read_polygons` has those of a file. Raises AOIError as it does."""
+    if frame.active_geometry_name is None:
+        raise AOIError(f"{_FRAME}: has no geometry; name its column with set_geometry")
+    if frame.crs is None and crs is None:
+        raise AOIError(f"{_FRAME}: has no CRS; name the one it was drawn in with set_crs")
+    # The reader takes files, so that is what its geometries go through; the attributes stay as they are.
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "zones.parquet"
+        gpd.GeoDataFrame(geometry=frame.geometry.to_numpy(), crs=frame.crs).to_parquet(path)
+        try:
+            aoi = read_polygons(path, crs=crs, repair=repair)
+        except AOIError as error:
+            raise AOIError(str(error).replace(str(path), _FRAME)) from error
+    own = frame.drop(columns=frame.active_geometry_name).iloc[aoi.numbers - 1].reset_index(drop=True)
+    placed = gpd.GeoDataFrame(pd.DataFrame(own), geometry=aoi.frame.geometry.to_numpy(), crs=aoi.frame.crs)
+    repairs = tuple(sentence.replace(str(path), _FRAME) for sentence in aoi.repairs)
+    return replace(aoi, frame=placed, origin=_FRAME, repairs=repairs)
 
 
 def zones_of(aoi: AOI) -> Zones:
