@@ -17,6 +17,7 @@ from geodino.aoi import read_aoi
 from geodino.errors import InputError, OutputError
 from geodino.zonal.ground import Ground, layers_of
 from geodino.zonal.statistics import stats, zone_statistics
+from geodino.zonal.sums import Settings
 from geodino.zonal.table import beside_attributes, write_csv, write_parquet
 from geodino.zonal.zones import Zones, place, read_zones, zones_of
 
@@ -150,6 +151,56 @@ def test_a_zone_that_the_maps_crs_cannot_hold_keeps_its_area(chm: Path) -> None:
     found = zone_statistics(layers_of(chm), Zones(frame, np.array([1, 2]), "made"))
     assert found.frame["area_ha"][1] == pytest.approx(8_900, rel=0.02)
     assert found.frame["seen_percent"][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("country", "crs", "area_ha"),
+    [
+        # On a sphere: radius^2 * longitudes * (sin 49 - sin 25).
+        ("-125,25,-66,49", None, 1.388e9),
+        # The short way round from 170 degrees east to 66 west, held as 170 to 294 degrees.
+        ("170,25,-66,49", None, 2.917e9),
+        ("-180,-90,180,90", None, 5.10e10),
+        # Albers, as atlases of the United States have it.
+        ("-2400000,200000,2300000,3200000", "EPSG:5070", 1.41e9),
+    ],
+)
+def test_a_zone_far_larger_than_the_map_has_figures_of_what_was_seen(
+    chm: Path, country: str, crs: str | None, area_ha: float
+) -> None:
+    every = zone_statistics(layers_of(chm), zones(box(0, 0, 60, 80))).frame.iloc[0]
+    found = zone_statistics(layers_of(chm), read_zones(country, crs=crs), settings=Settings(least_valid_percent=0))
+    row = found.frame.iloc[0]
+    assert row["area_ha"] == pytest.approx(area_ha, rel=0.005)
+    assert row["seen_percent"] == pytest.approx(100 * every["area_ha"] / row["area_ha"], rel=1e-4)
+    same = ["mean_height_m", "p95_height_m", "max_height_m", "cover_above_5m_percent", "area_2_to_5m_ha"]
+    assert row[same].to_numpy(float) == pytest.approx(every[same].to_numpy(float), rel=1e-4)
+    (note,) = zone_statistics(layers_of(chm), read_zones(country, crs=crs)).notes
+    assert note.startswith("1 of 1 zones have no figures, because less than 50 % of each was seen")
+
+
+def test_a_countrys_border_cuts_the_map_where_it_was_drawn(chm: Path) -> None:
+    """Through the middle of the map, as that of a zone which is small enough to be projected whole."""
+    middle = gpd.GeoSeries([shapely.Point(WEST + 40 * 0.6, NORTH - 30 * 0.6)], crs=CRS).to_crs("EPSG:4326")[0]
+    small = read_zones(f"{middle.x},44,-123,45")
+    large = read_zones(f"{middle.x},25,-66,49")
+    options = Settings(least_valid_percent=0)
+    one, other = (zone_statistics(layers_of(chm), some, settings=options).frame.iloc[0] for some in (small, large))
+    assert other["mean_height_m"] == pytest.approx(one["mean_height_m"], rel=1e-6)
+    seen = [row["area_ha"] * row["seen_percent"] for row in (one, other)]
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6)
+
+
+def test_a_small_part_on_the_map_does_not_make_the_zone_seen(chm: Path) -> None:
+    here = gpd.GeoSeries([box(5, 5, 20, 20)], crs=CRS).to_crs("EPSG:4326")[0]
+    frame = gpd.GeoDataFrame(geometry=[shapely.union(here, shapely.box(10, 45, 11, 46))], crs="EPSG:4326")
+    row = zone_statistics(layers_of(chm), Zones(frame, np.array([1]), "made")).frame.iloc[0]
+    assert 0 < row["seen_percent"] < 1e-4 and np.isnan(row["mean_height_m"])
+
+
+def test_a_large_zone_on_the_other_side_of_the_earth_meets_nothing(chm: Path) -> None:
+    with pytest.raises(InputError, match="none of 1 zones meets the map"):
+        zone_statistics(layers_of(chm), read_zones("27,-69,87,-19"))
 
 
 def test_overlapping_zones_count_each_for_itself_and_are_said_once(chm: Path) -> None:

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 from pyproj import CRS
+from shapely.geometry import MultiPolygon, Polygon
 
 from geodino.aoi import AOI, read_polygons
 from geodino.errors import AOIError, InputError
 from geodino.grid import Window
-from geodino.polygons import Shapes, area_m2, densified, made_valid, projected, same_crs
+from geodino.polygons import Shapes, area_m2, densified, joined, made_valid, polygons, projected, same_crs, unwrapped
 from geodino.zonal.ground import Ground
 from geodino.zonal.uncertainty import Ints, Layout
 
@@ -36,6 +37,9 @@ _FRAME = "GeoDataFrame"
 _FRAME_WORDS = (("with --repair-aoi", "of its make_valid()"), *_WORDS)
 # So far from the map's middle its equal-area projection is torn sooner or later, metres.
 _FAR_M = 5e6
+# Of the map's longer side: how much around it is kept of a zone that is cut to it, and into how many chords that
+# outline is cut; each strays from its arc by far less than what is kept.
+_AROUND, _CHORDS = 0.02, 512
 # Pixels by which a border on a pixel's edge may be off it: the rounding noise of coordinates.
 _NOISE = 1e-6
 # Neighbours whose borders were drawn apart by a rounding share slivers; zones that overlap share more of the smaller.
@@ -134,13 +138,13 @@ class Placed:
     Attributes
     ----------
     shapes
-        (Z,) polygons; empty where the map's CRS cannot hold one.
+        (Z,) polygons; of one that the map's CRS cannot hold, what of it is near the map, empty if nothing is.
     area_m2
         (Z,) geodesic areas.
     row, col, row_stop, col_stop
         (Z,) the pixels that a zone's box meets, half-open, cut to the map; none where it does not meet it.
     whole
-        (Z,) whether the box lies wholly in the map.
+        (Z,) whether the box of the whole zone lies in the map.
     """
 
     shapes: Shapes
@@ -183,7 +187,8 @@ def place(zones: Zones, ground: Ground) -> Placed:
     """Lay zones over a map.
 
     An edge is straight in the CRS that the zone was drawn in: longer ones are cut into kilometres before they are
-    projected. Borders that two zones share stay shared.
+    projected. Borders that two zones share stay shared. A zone too large for the map's CRS, a country in a UTM zone, is
+    cut to the map's surroundings first.
     """
     source, target = CRS.from_user_input(str(zones.frame.crs)), ground.crs
     drawn = zones.frame.geometry.to_numpy()
@@ -192,12 +197,12 @@ def place(zones: Zones, ground: Ground) -> Placed:
     away = np.abs(np.nan_to_num(shapely.bounds(flat), nan=np.inf)).max(axis=1)
     areas = shapely.area(flat)
     for zone in np.flatnonzero(away > _FAR_M).tolist():
-        areas[zone] = area_m2(drawn[zone], source)
+        areas[zone] = _wide_area_m2(drawn[zone], source)
     shapes = edged if same_crs(source, target) else projected(edged, source, target)
     lost = ~np.isfinite(shapely.bounds(shapes)).all(axis=1)
     # What lies on the other side of the earth may be folded onto the map.
     lost |= target.is_projected & (away > max(_FAR_M, 1.5 * ground.reach_m))
-    shapes[lost] = shapely.Polygon()
+    shapes[lost] = _near(drawn[lost], source, ground)
     shapes = shapely.transform(shapes, ground.in_pixels)
     torn = ~shapely.is_valid(shapes)
     shapes[torn] = [made_valid(shape) for shape in shapes[torn]]
@@ -206,7 +211,48 @@ def place(zones: Zones, ground: Ground) -> Placed:
     row, row_stop = _edges(-north, -south, extent.height)
     col, col_stop = _edges(west, east, extent.width)
     whole = (np.minimum(west, -north) >= -_NOISE) & (east <= extent.width + _NOISE) & (-south <= extent.height + _NOISE)
-    return Placed(shapes, np.asarray(areas), row, col, row_stop, col_stop, whole & ~shapely.is_empty(shapes))
+    whole &= ~lost & ~shapely.is_empty(shapes)
+    return Placed(shapes, np.asarray(areas), row, col, row_stop, col_stop, whole)
+
+
+def _near(drawn: Shapes, source: CRS, ground: Ground) -> Shapes:
+    """What of zones lies around the map, in the map's CRS; empty where nothing does."""
+    around = _surroundings(ground, source)
+    cut = [joined(polygons(part)) for part in shapely.intersection(drawn, around)]
+    found = projected(densified(np.array(cut, dtype=object), source), source, ground.crs)
+    found[~np.isfinite(shapely.bounds(found)).all(axis=1)] = Polygon()
+    return found
+
+
+def _surroundings(ground: Ground, source: CRS) -> Polygon | MultiPolygon:
+    """The map's outline and a little more in the CRS of zones; empty where that CRS has no place for it."""
+    height, width = ground.extent.shape
+    more = _AROUND * max(height, width) + 1
+    ring = shapely.segmentize(shapely.box(-more, -height - more, width + more, more), max(height, width) / _CHORDS)
+    outline = shapely.transform(ring, ground.in_crs)
+    moved = projected(np.array([outline]), ground.crs, source)
+    back = projected(moved, source, ground.crs)
+    off = shapely.get_coordinates(shapely.transform(back[0], ground.in_pixels)) - shapely.get_coordinates(ring)
+    # Far from where it is used a CRS may fold one side of the earth onto the other.
+    if not (np.abs(off) < 1).all():
+        return Polygon()
+    if not source.is_geographic:
+        return made_valid(moved[0])
+    try:
+        (lonlat,) = unwrapped(moved, str(ground.layers.seen))
+    except AOIError:  # The map holds a pole.
+        return Polygon()
+    # Zones over the antimeridian pass 180 degrees, whichever side of it the map is on.
+    turns = [shapely.transform(lonlat, lambda xy, at=at: xy + np.array([at, 0.0])) for at in (-360, 0, 360)]
+    return shapely.union_all([made_valid(turn) for turn in turns])
+
+
+def _wide_area_m2(shape: Polygon | MultiPolygon, crs: CRS) -> float:
+    """Geodesic area, also of a shape whose ring in degrees runs around the world and so has no inside."""
+    if not crs.is_geographic:
+        return area_m2(shape, crs)
+    slices = shapely.box(np.arange(-180, 540, 90), -90, np.arange(-90, 630, 90), 90)
+    return sum(area_m2(part, crs) for part in shapely.intersection(shape, slices))
 
 
 def overlap_note(placed: Placed, numbers: Ints) -> tuple[str, ...]:
