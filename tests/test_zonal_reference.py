@@ -135,6 +135,22 @@ def test_what_cannot_be_estimated_is_said(chm: Path, tmp_path: Path) -> None:
     assert table["zone"].notna().all() and "zones overlap, so there is no estimate of all together" in notes
 
 
+@pytest.mark.parametrize("column", ["height_m", "above_5m"])
+def test_plots_with_an_empty_cell_are_left_out_and_counted(
+    chm: Path, tmp_path: Path, everywhere: pd.DataFrame, column: str
+) -> None:
+    table = everywhere[::7].assign(above_5m=lambda all_: (all_["height_m"] > 5).astype(float)).reset_index(drop=True)
+    holes = table.copy()
+    holes.loc[::9, column] = np.nan
+    holes.loc[1] = np.nan  # A row of commas, as spreadsheets leave them.
+    shape = box(30, 10, 40, 50)
+    found, notes = estimates(chm, written(tmp_path / "holes.csv", holes), shape, crs=CRS)
+    same, _ = estimates(chm, written(tmp_path / "full.csv", holes.dropna()), shape, crs=CRS)
+    pd.testing.assert_frame_equal(found, same)
+    gone = len(table) - len(holes.dropna())
+    assert f"{gone:,} of {len(table):,} plots have an empty cell in what was measured and were left out" in notes
+
+
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
@@ -146,7 +162,8 @@ def test_what_cannot_be_estimated_is_said(chm: Path, tmp_path: Path) -> None:
             "no column height_m, and none of above_2m, above_5m, above_10m",
         ),
         ({"lon": [1.0], "lat": [2.0], "height_m": [-3.0]}, {}, "height_m of plot 1 is -3; give 0 to 120 m"),
-        ({"lon": [1.0], "lat": [2.0], "height_m": [np.nan]}, {}, "height_m of plot 1 is nan"),
+        ({"lon": [1.0, 1.0], "lat": [2.0, 2.1], "height_m": [np.nan, 3]}, {}, "1 of 2 have no empty .* at least 2"),
+        ({"lon": [1.0, 1.0], "lat": [2.0, 2.1], "height_m": [np.nan, np.inf]}, {}, "height_m of plot 2 is inf"),
         ({"lon": [1.0], "lat": [2.0], "above_2m": [40]}, {}, "column above_2m must hold 0 to 1"),
         ({"lon": ["a"], "lat": [2.0], "height_m": [3]}, {}, "column lon holds no numbers"),
         ({"lon": [np.nan], "lat": [2.0], "height_m": [3]}, {}, "plot 1 has no place"),

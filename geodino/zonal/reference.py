@@ -44,12 +44,15 @@ class Plots:
         (N,) canopy height; None: only whether it is over a height was noted.
     above
         By height of `cover_m`, (N,) the share of the plot's canopy over it, 0..1; 0 or 1 for a point.
+    notes
+        How many were left out for an empty cell, in a sentence.
     """
 
     xy: Floats
     crs: CRS
     height_m: Floats | None
     above: dict[float, Floats]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,35 +77,55 @@ def read_plots(path: Path, cover_m: tuple[float, ...], *, crs: str | None = None
 
     A CSV has columns x and y, in `crs`, or lon and lat (WGS84). What was measured stands in `height_m`, canopy height
     in metres, or in columns such as `above_2m`, for each height of `cover_m`: 0, 1, or the share of the plot.
+    A plot with an empty cell in one of them is left out.
 
     Raises
     ------
     InputError
-        Nothing readable, no places, no CRS, or values that cannot be.
+        Nothing readable, no places, no CRS, values that cannot be, or too few plots left.
     """
     table, xy, own = _csv(path, crs) if path.suffix.lower() in (".csv", ".txt") else _vectors(path, crs)
     if not len(table):
         raise InputError(f"plots {path} are empty")
     table.columns = table.columns.str.strip().str.lower()
     height = _numbers(path, table, "height_m") if "height_m" in table else None
-    if height is not None and not (np.isfinite(height) & (height >= 0) & (height <= 120)).all():
-        row = int(np.argmax(~(np.isfinite(height) & (height >= 0) & (height <= 120))))
+    if height is not None and ((height < 0) | (height > 120)).any():
+        row = int(np.argmax((height < 0) | (height > 120)))
         raise InputError(f"plots {path}: height_m of plot {row + 1} is {height[row]:g}; give 0 to 120 m for each")
     above = {}
     for least in cover_m:
         name = f"above_{length(least)}"
         if name in table:
             above[least] = _numbers(path, table, name)
-            if not ((above[least] >= 0) & (above[least] <= 1)).all():
+            if ((above[least] < 0) | (above[least] > 1)).any():
                 raise InputError(f"plots {path}: column {name} must hold 0 to 1 for each plot")
         elif height is not None:
             above[least] = (height > least).astype(np.float64)
     if not above:
         names = ", ".join(f"above_{length(least)}" for least in cover_m)
         raise InputError(f"plots {path} have no column height_m, and none of {names}: say what was measured")
-    if not np.isfinite(xy).all():
-        raise InputError(f"plots {path}: plot {int(np.argmax(~np.isfinite(xy).all(axis=1))) + 1} has no place")
-    return Plots(xy, own, height, above)
+    return _measured(path, Plots(xy, own, height, above))
+
+
+def _measured(path: Path, plots: Plots) -> Plots:
+    """Those with a value in every column that is used; each of them has a place."""
+    values = list(plots.above.values()) + ([] if plots.height_m is None else [plots.height_m])
+    full = np.asarray(np.isfinite(values).all(axis=0))
+    nowhere = full & ~np.isfinite(plots.xy).all(axis=1)
+    if nowhere.any():
+        raise InputError(f"plots {path}: plot {int(np.argmax(nowhere)) + 1} has no place")
+    if full.all():
+        return plots
+    if full.sum() < FEWEST:
+        raise InputError(
+            f"plots {path}: {full.sum():,} of {len(full):,} have no empty cell in what was measured; "
+            f"give at least {FEWEST} such plots"
+        )
+    note = f"{(~full).sum():,} of {len(full):,} plots have an empty cell in what was measured and were left out"
+    height = None if plots.height_m is None else plots.height_m[full]
+    return Plots(
+        plots.xy[full], plots.crs, height, {least: share[full] for least, share in plots.above.items()}, (note,)
+    )
 
 
 def estimates(ground: Ground, mapped: Mapped, plots: Plots, settings: Settings, *, apart: bool) -> Reference:
@@ -128,7 +151,8 @@ def estimates(ground: Ground, mapped: Mapped, plots: Plots, settings: Settings, 
         "lie in no zone": len(told) - len(here),
         "lie where the map has no height": int(np.isnan(told[here]).sum()),
     }
-    notes = [f"{n:,} of {len(told):,} plots {why} and were left out" for why, n in left_out.items() if n]
+    notes = list(plots.notes)
+    notes += [f"{n:,} of {len(told):,} plots {why} and were left out" for why, n in left_out.items() if n]
     seen = np.isfinite(told[plot])
     zone, plot = zone[seen], plot[seen]
     if not len(plot):
