@@ -46,7 +46,7 @@ def test_attributes_and_feature_numbers_come_along(chm: Path, tmp_path: Path) ->
     assert found.frame[["zone", "name"]].to_numpy().tolist() == [[1, "a"], [3, "b"]]
     assert found.frame.geometry.geom_equals(frame.geometry[[0, 2]].reset_index(drop=True)).all()
     assert found.notes == (
-        f"{tmp_path / 'zones.gpkg'}: 1 points, lines and empty features are no zones and were left out",
+        f"{tmp_path / 'zones.gpkg'}: 1 points, lines and features without an area are no zones and were left out",
     )
 
 
@@ -74,7 +74,7 @@ def test_a_frame_is_read_as_a_file_of_it(chm: Path, tmp_path: Path) -> None:
     filed = stats(chm, write(tmp_path / "zones.gpkg", frame))
     assert found.frame["name"].to_list() == ["a", "b"] and found.frame["zone"].to_list() == [1, 4]
     pd.testing.assert_frame_equal(pd.DataFrame(found.frame), pd.DataFrame(filed.frame))
-    assert found.notes == ("GeoDataFrame: 2 points, lines and empty features are no zones and were left out",)
+    assert found.notes == ("GeoDataFrame: 2 points, lines and features without an area are no zones and were left out",)
     assert json.loads(found.provenance["geodino"])["zones"] == "GeoDataFrame"
 
 
@@ -92,6 +92,28 @@ def test_a_frame_is_read_as_a_file_of_it(chm: Path, tmp_path: Path) -> None:
 def test_frames_without_zones_are_refused(chm: Path, frame: gpd.GeoDataFrame, message: str) -> None:
     with pytest.raises(InputError, match=message):
         stats(chm, frame)
+
+
+FLAT = shapely.Polygon([(5, 5), (25, 25), (5, 5), (5, 5)])
+
+
+def test_flat_polygons_are_left_out_and_said(chm: Path, tmp_path: Path) -> None:
+    frame = frame_of(box(0, 0, 9, 9), ground_of(FLAT), box(20, 20, 9, 9), name=["a", "flat", "b"])
+    path = write(tmp_path / "zones.gpkg", frame)
+    bare = tmp_path / "bare.parquet"
+    frame.set_crs(None, allow_override=True).to_parquet(bare)
+    for zones_read in (read_zones(path), read_zones(frame), read_zones(bare, crs=CRS), read_zones(path, repair=True)):
+        assert zones_read.frame["name"].to_list() == ["a", "b"] and zones_read.numbers.tolist() == [1, 3]
+        assert zones_read.frame.crs == CRS
+        assert "1 points, lines and features without an area are no zones and were left out" in zones_read.notes[-1]
+    assert zones_read.origin == str(path)
+    with pytest.raises(InputError, match="names no CRS; say which with --zones-crs"):
+        read_zones(bare)
+    both = write(tmp_path / "both.gpkg", frame_of(ground_of(FLAT), box(0, 0, 9, 9), ground_of(BOWTIE)))
+    with pytest.raises(InputError, match=r"both.gpkg: feature 3: self-intersection at .* with --repair-zones"):
+        read_zones(both)
+    with pytest.raises(InputError, match="feature 1 has no area; draw a polygon"):
+        read_zones(write(tmp_path / "flat.gpkg", frame_of(ground_of(FLAT))))
 
 
 def test_a_frame_is_repaired_on_demand() -> None:

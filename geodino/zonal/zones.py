@@ -16,6 +16,7 @@ from pyproj import CRS
 from shapely.geometry import MultiPolygon, Polygon
 
 from geodino.aoi import AOI, read_polygons
+from geodino.aoi_files import read_drawn
 from geodino.errors import AOIError, InputError
 from geodino.grid import Window
 from geodino.polygons import Shapes, area_m2, densified, joined, made_valid, polygons, projected, same_crs, unwrapped
@@ -76,6 +77,8 @@ def read_zones(
 ) -> Zones:
     """Read polygons from whatever `read_aoi` takes, or check those of a GeoDataFrame; zones may overlap.
 
+    Flat polygons are left out as points and lines are.
+
     Parameters
     ----------
     what
@@ -90,11 +93,7 @@ def read_zones(
     """
     framed = isinstance(what, gpd.GeoDataFrame)
     try:
-        aoi = (
-            _checked(what, crs=crs, repair=repair)
-            if framed
-            else read_polygons(what, layer=layer, crs=crs, repair=repair)
-        )
+        aoi = _of_frame(what, crs, repair=repair) if framed else _of_file(what, layer, crs, repair=repair)
     except AOIError as error:
         text = str(error)
         for old, new in _FRAME_WORDS if framed else _WORDS:
@@ -102,28 +101,57 @@ def read_zones(
         raise InputError(text) from error
     notes = list(aoi.repairs)
     if aoi.dropped:
-        notes.append(f"{aoi.origin}: {aoi.dropped} points, lines and empty features are no zones and were left out")
+        notes.append(
+            f"{aoi.origin}: {aoi.dropped} points, lines and features without an area are no zones and were left out"
+        )
     return replace(zones_of(aoi), notes=tuple(notes))
 
 
-def _checked(frame: gpd.GeoDataFrame, *, crs: str | None, repair: bool) -> AOI:
-    """The polygons of a frame, as `read_polygons` has those of a file. Raises AOIError as it does."""
+def _of_file(what: str | Path, layer: str | None, crs: str | None, *, repair: bool) -> AOI:
+    """As `read_polygons`, but flat polygons are left out, where it refuses all for the first of them."""
+    try:
+        return read_polygons(what, layer=layer, crs=crs, repair=repair)
+    except AOIError:
+        drawn = read_drawn(what, layer)
+        own = drawn.declared or (drawn.implied if crs is None else None)
+        if (own or crs) is None or not _flat(drawn.frame.geometry.to_numpy()).any():
+            raise
+    return _checked(drawn.frame.set_crs(own), drawn.origin, crs, repair=repair)
+
+
+def _of_frame(frame: gpd.GeoDataFrame, crs: str | None, *, repair: bool) -> AOI:
     if frame.active_geometry_name is None:
         raise AOIError(f"{_FRAME}: has no geometry; name its column with set_geometry")
     if frame.crs is None and crs is None:
         raise AOIError(f"{_FRAME}: has no CRS; name the one it was drawn in with set_crs")
-    # The reader takes files, so that is what its geometries go through; the attributes stay as they are.
+    return _checked(frame, _FRAME, crs, repair=repair)
+
+
+def _checked(frame: gpd.GeoDataFrame, origin: str, crs: str | None, *, repair: bool) -> AOI:
+    """The polygons of a frame but for flat ones, as `read_polygons` has those of a file. Raises AOIError as it does."""
+    shapes = frame.geometry.to_numpy().copy()
+    shapes[_flat(shapes)] = None
+    # The reader takes files, so that is what geometries go through; the attributes stay as they are.
     with TemporaryDirectory() as folder:
         path = Path(folder) / "zones.parquet"
-        gpd.GeoDataFrame(geometry=frame.geometry.to_numpy(), crs=frame.crs).to_parquet(path)
+        gpd.GeoDataFrame(geometry=shapes, crs=frame.crs).to_parquet(path)
         try:
             aoi = read_polygons(path, crs=crs, repair=repair)
         except AOIError as error:
-            raise AOIError(str(error).replace(str(path), _FRAME)) from error
+            raise AOIError(str(error).replace(str(path), origin)) from error
     own = frame.drop(columns=frame.active_geometry_name).iloc[aoi.numbers - 1].reset_index(drop=True)
     placed = gpd.GeoDataFrame(pd.DataFrame(own), geometry=aoi.frame.geometry.to_numpy(), crs=aoi.frame.crs)
-    repairs = tuple(sentence.replace(str(path), _FRAME) for sentence in aoi.repairs)
-    return replace(aoi, frame=placed, origin=_FRAME, repairs=repairs)
+    repairs = tuple(sentence.replace(str(path), origin) for sentence in aoi.repairs)
+    return replace(aoi, frame=placed, origin=origin, repairs=repairs)
+
+
+def _flat(shapes: Shapes) -> npt.NDArray[np.bool_]:
+    """(N,) which polygons have no area; none where all have none, which the reader of files refuses itself."""
+    flat = np.zeros(len(shapes), dtype=bool)
+    drawn = np.isin(shapely.get_type_id(shapes), (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON))
+    for at in np.flatnonzero(drawn & ~shapely.is_valid(shapes)).tolist():
+        flat[at] = np.isfinite(shapely.get_coordinates(shapes[at])).all() and made_valid(shapes[at]).is_empty
+    return flat & ~flat.all()
 
 
 def zones_of(aoi: AOI) -> Zones:
