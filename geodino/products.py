@@ -17,6 +17,7 @@ from geodino.treetops import HeightSettings
 # Map -> file. Both maps come of one head.
 MAPS = {"height": "canopy_height.tif", "spread": "canopy_height_spread.tif"}
 TREES, TREES_PACKAGE, CROWNS, DENSITY = "trees.parquet", "trees.gpkg", "crowns.parquet", "tree_density.tif"
+TILES = "trees.pmtiles"
 # How QGIS draws them: it looks for the style of a file in one of the same name.
 CROWNS_STYLE, DENSITY_STYLE = "crowns.qml", "tree_density.qml"
 STATISTICS, STATISTICS_CSV, PREVIEW = "statistics.parquet", "statistics.csv", "preview.png"

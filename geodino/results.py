@@ -21,6 +21,7 @@ from geodino.models import Model
 from geodino.outputs.cog import CogProfile, stage_to_cog
 from geodino.outputs.density import density_writer
 from geodino.outputs.folder import OutputFolder
+from geodino.outputs.pmtiles import write_pmtiles
 from geodino.outputs.record import FileRecord, StatisticsRecord, TreesRecord
 from geodino.outputs.styles import crown_style, density_style
 from geodino.outputs.tree_table import SceneRow, TreeTable
@@ -34,6 +35,7 @@ from geodino.products import (
     PREVIEW,
     STATISTICS,
     STATISTICS_CSV,
+    TILES,
     TREES,
     TREES_PACKAGE,
     Products,
@@ -176,6 +178,14 @@ def _write_trees(
         ),
     ]
     files.append(_text(folder, DENSITY_STYLE, density_style()))
+    # Tiles without a tree have no bounds, and GDAL makes none.
+    if spec.pmtiles and writer.trees:
+        part = folder.staging(TILES)
+        # GDAL knows the format by the name.
+        made = part.with_name(f"{part.name}.pmtiles")
+        write_pmtiles(paths.points, made, "trees", crs=plan.grid.crs)
+        made.replace(part)
+        files.append(file_record(part, TILES, features=writer.trees))
     if paths.crowns is not None:
         files.append(file_record(paths.crowns, CROWNS, features=writer.crowns))
         files.append(_text(folder, CROWNS_STYLE, crown_style()))

@@ -73,6 +73,8 @@ class TreesSpec(BaseModel):
         Whether trees found on height get crowns, and how far these go, see `crowns.CrownSettings`.
     density_cell_m
         Side of the cells of the density map, metres.
+    pmtiles
+        Whether trees are also written as tiles for a map in a browser.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,6 +90,7 @@ class TreesSpec(BaseModel):
     crown_min_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     crown_reach: Annotated[float, Field(gt=0, le=5)] = 2.0
     density_cell_m: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    pmtiles: bool = False
 
 
 class StatisticsSpec(BaseModel):

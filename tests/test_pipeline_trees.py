@@ -193,12 +193,28 @@ def test_heights_beside_trees_are_those_of_a_run_of_heights(
             np.testing.assert_array_equal(beside.read(), alone.read())
 
 
+def test_tiles_for_a_browser_hold_the_trees_where_they_stand(
+    whole: dict[str, Path], options: RunOptions, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[1] / "pipelines" / "trees.yaml").read_text()
+    (tmp_path / "tiles.yaml").write_text(text.replace("pmtiles: false", "pmtiles: true"))
+    run(tmp_path / "tiles.yaml", aoi=box(20, 15, 120, 115), out=tmp_path / "out", options=options)
+    tiles = gpd.read_file(tmp_path / "out" / "trees.pmtiles", layer="trees")
+    trees = gpd.read_parquet(tmp_path / "out" / "trees.parquet").set_index("tree_id")
+    assert len(tiles) == len(trees) > 10
+    apart = tiles.to_crs(trees.crs).set_index("tree_id").geometry.distance(trees.geometry, align=True)
+    assert apart.max() < 0.3
+
+
 def test_an_aoi_without_a_tree_gives_whole_and_empty_files(options: RunOptions, tmp_path: Path) -> None:
     text = (Path(__file__).parents[1] / "pipelines" / "trees.yaml").read_text()
-    (tmp_path / "sure.yaml").write_text(text.replace("threshold: model", "threshold: 1"))
+    (tmp_path / "sure.yaml").write_text(
+        text.replace("threshold: model", "threshold: 1").replace("pmtiles: false", "pmtiles: true")
+    )
     record = run(tmp_path / "sure.yaml", aoi=box(20, 15, 120, 115), out=tmp_path / "out", options=options)
     assert record.trees is not None and record.trees.count == 0
     assert len(gpd.read_parquet(tmp_path / "out" / "trees.parquet")) == 0
+    assert not (tmp_path / "out" / "trees.pmtiles").exists()
     with rasterio.open(tmp_path / "out" / "tree_density.tif") as raster:
         assert raster.read(1, masked=True).max() == 0
 

@@ -32,6 +32,7 @@ OUTPUT_NAMES = (
     "canopy_height_spread.tif",
     "trees.parquet",
     "trees.gpkg",
+    "trees.pmtiles",
     "crowns.parquet",
     "crowns.qml",
     "tree_density.tif",

@@ -90,7 +90,7 @@ def write_geopackage(parquet: Path, target: Path, layer: str, *, profile: GeoPro
             # Field metadata and "not null" are Parquet's; GDAL would make a constraint of the latter.
             schema = pa.schema([pa.field(field.name, field.type) for field in fields])
             pyogrio.write_arrow(
-                pa.RecordBatchReader.from_batches(schema, _batches(source, schema)),
+                pa.RecordBatchReader.from_batches(schema, batches_of(source, schema)),
                 target,
                 layer=layer,
                 driver="GPKG",
@@ -109,7 +109,8 @@ def write_geopackage(parquet: Path, target: Path, layer: str, *, profile: GeoPro
     return int(rows)
 
 
-def _batches(source: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def batches_of(source: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of a file in the columns of a schema, a few thousand at a time."""
     # Not iter_batches over all: it keeps something of each row group, 25 bytes a row (pyarrow 26).
     for group in range(source.num_row_groups):
         for batch in source.read_row_group(group, columns=schema.names).to_batches(BATCH_ROWS):

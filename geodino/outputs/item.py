@@ -29,13 +29,14 @@ EXTENSIONS = [
 
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 GEOPARQUET, GEOPACKAGE = "application/vnd.apache.parquet", "application/geopackage+sqlite3"
-QML = "application/xml"
+QML, PMTILES = "application/xml", "application/vnd.pmtiles"
 # By file name: asset key, title, media type, roles.
 ASSETS: dict[str, tuple[str, str, str, list[str]]] = {
     "canopy_height.tif": ("canopy_height", "Canopy height above ground", COG, ["data"]),
     "canopy_height_spread.tif": ("canopy_height_spread", "Spread of the model's height bins", COG, ["data"]),
     "trees.parquet": ("trees", "Trees, a point each", GEOPARQUET, ["data"]),
     "trees.gpkg": ("trees_gpkg", "The same trees as a GeoPackage with a style for QGIS", GEOPACKAGE, ["data"]),
+    "trees.pmtiles": ("trees_pmtiles", "The same trees as tiles for a map in a browser", PMTILES, ["visual"]),
     "crowns.parquet": ("crowns", "Crowns, a polygon a tree", GEOPARQUET, ["data"]),
     "tree_density.tif": ("tree_density", "Trees per hectare", COG, ["data"]),
     "crowns.qml": ("crowns_style", "How QGIS draws the crowns", QML, ["metadata"]),
