@@ -102,11 +102,13 @@ def write_results(
         maps = [pool.submit(_write_map, stages, plan, band, name, folder, tags) for band, name in products.maps.items()]
         found, trees = _write_trees(stages, plan, products, model, folder, numbered, tags, mapped_ha, watch)
         watch.begin("writing", len(maps) + 1)
-        files += [_waited(future, watch, number) for number, future in enumerate(maps, start=1)]
+        files += [_waited(future, watch, number) for number, future in enumerate(maps[:1], start=1)]
+        # Of the heights, while their spread is still being compressed.
+        left_out = _draw(plan, products, model, folder, watch)
+        files += [_waited(future, watch, number) for number, future in enumerate(maps[1:], start=2)]
     files += found
     tables, notes = _write_statistics(stages, plan, products, folder, watch)
     files += tables
-    left_out = _draw(plan, products, model, folder, watch)
     if not left_out:
         files.append(file_record(folder.staging(PREVIEW), PREVIEW))
     watch.advance(len(maps) + 1)
