@@ -86,11 +86,8 @@ def write_geopackage(parquet: Path, target: Path, layer: str, *, profile: GeoPro
     try:
         with pq.ParquetFile(parquet) as source, _index_options():
             rows = source.metadata.num_rows
-            fields = [field for field in source.schema_arrow if field.name != "bbox"]
-            # Field metadata and "not null" are Parquet's; GDAL would make a constraint of the latter.
-            schema = pa.schema([pa.field(field.name, field.type) for field in fields])
             pyogrio.write_arrow(
-                pa.RecordBatchReader.from_batches(schema, batches_of(source, schema)),
+                rows_of(source),
                 target,
                 layer=layer,
                 driver="GPKG",
@@ -109,8 +106,15 @@ def write_geopackage(parquet: Path, target: Path, layer: str, *, profile: GeoPro
     return int(rows)
 
 
-def batches_of(source: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows of a file in the columns of a schema, a few thousand at a time."""
+def rows_of(source: pq.ParquetFile) -> pa.RecordBatchReader:
+    """The rows of a GeoParquet file as GDAL takes them, a few thousand at a time: all columns but `bbox`."""
+    fields = [field for field in source.schema_arrow if field.name != "bbox"]
+    # Field metadata and "not null" are Parquet's; GDAL would make a constraint of the latter.
+    schema = pa.schema([pa.field(field.name, field.type) for field in fields])
+    return pa.RecordBatchReader.from_batches(schema, _batches(source, schema))
+
+
+def _batches(source: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     # Not iter_batches over all: it keeps something of each row group, 25 bytes a row (pyarrow 26).
     for group in range(source.num_row_groups):
         for batch in source.read_row_group(group, columns=schema.names).to_batches(BATCH_ROWS):

@@ -15,7 +15,7 @@ from odc.geo.crs import CRS
 from pyproj import CRS as ProjCRS
 
 from geodino.errors import OutputError
-from geodino.outputs.geopackage import PYOGRIO_ERRORS, batches_of
+from geodino.outputs.geopackage import PYOGRIO_ERRORS, rows_of
 
 # Web Mercator tiles: at zoom 16 a tile is 600 m wide at the equator, in 4096 steps.
 MIN_ZOOM, MAX_ZOOM = 8, 16
@@ -38,10 +38,8 @@ def write_pmtiles(parquet: Path, target: Path, layer: str, *, crs: CRS) -> None:
     """
     try:
         with pq.ParquetFile(parquet) as source:
-            fields = [field for field in source.schema_arrow if field.name != "bbox"]
-            schema = pa.schema([pa.field(field.name, field.type) for field in fields])
             pyogrio.write_arrow(
-                pa.RecordBatchReader.from_batches(schema, batches_of(source, schema)),
+                rows_of(source),
                 target,
                 layer=layer,
                 driver="PMTiles",
