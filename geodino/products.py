@@ -13,11 +13,12 @@ from geodino.models.pyramid import CELL
 from geodino.settings import MOST_SPACING, PipelineSpec, TreesSpec
 from geodino.trees import HeatSettings
 from geodino.treetops import HeightSettings
+from geodino.zonal import ground
 
 # Map -> file. Both maps come of one head.
-MAPS = {"height": "canopy_height.tif", "spread": "canopy_height_spread.tif"}
-TREES, TREES_PACKAGE, CROWNS, DENSITY = "trees.parquet", "trees.gpkg", "crowns.parquet", "tree_density.tif"
-TILES = "trees.pmtiles"
+MAPS = {"height": ground.HEIGHT, "spread": ground.SPREAD}
+TREES, DENSITY = ground.TREES, ground.DENSITY
+TREES_PACKAGE, TILES, CROWNS = "trees.gpkg", "trees.pmtiles", "crowns.parquet"
 # How QGIS draws them: it looks for the style of a file in one of the same name.
 CROWNS_STYLE, DENSITY_STYLE = "crowns.qml", "tree_density.qml"
 STATISTICS, STATISTICS_CSV, PREVIEW = "statistics.parquet", "statistics.csv", "preview.png"
