@@ -23,9 +23,10 @@ from rasterio.warp import transform as move
 from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid, Window
 from geodino.sources.geotiff import Hints, describe, describe_separate
-from geodino.sources.mosaic import Mosaic, choose_level
+from geodino.sources.mosaic import Mosaic
 from geodino.sources.scene import Band, Scene, through
 from geodino.sources.warp import footprint_window
+from geodino.sources.warped import choose_level
 
 Write = Callable[..., str]
 UTM = "EPSG:32633"

@@ -19,8 +19,7 @@ from source_scenes import GSD, SIDE, Item, area_of_interest, configured, ids, ma
 from geodino.aoi import AOI
 from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid
-from geodino.sources import Mosaic, Search, find_scenes
-from geodino.sources import mosaic as mosaic_module
+from geodino.sources import Mosaic, Search, find_scenes, warped
 from geodino.sources.signing import signed
 from geodino.sources.warp import footprint_window
 
@@ -277,7 +276,7 @@ def test_signatures_in_urls_are_in_no_summary_message_or_log(
     site: Site, aoi: AOI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", logger="geodino")
-    monkeypatch.setattr(mosaic_module, "RETRY_DELAY_S", 0.0)
+    monkeypatch.setattr(warped, "RETRY_DELAY_S", 0.0)
     write_scene(site.folder / "a.tif")
     item = make_item("one", f"{site.url}/a.tif?sig=SECRET")
     (site.folder / "item.json").write_text(json.dumps(item))
