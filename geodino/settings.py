@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -15,9 +16,11 @@ from geodino.shipped import nearest, pipeline_path
 from geodino.windows import PATCH, Tiling
 
 Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"]
-Order = Literal["newest", "least-cloud"]
 Spec = TypeVar("Spec", bound=BaseModel)
 _Height = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+ORDERS = ("newest", "oldest", "least-cloud")
+"""Which scene gives a pixel where several have it; besides these, `nearest` with a date."""
 
 # Cells: what must be computed beyond the AOI grows with it.
 MOST_SPACING = 8
@@ -36,6 +39,25 @@ def _growing(heights: tuple[float, ...]) -> tuple[float, ...]:
     if list(heights) != sorted(set(heights)):
         raise ValueError(f"{', '.join(f'{height:g}' for height in heights)} must grow, each height once")
     return heights
+
+
+def nearest_day(order: str) -> date | None:
+    """The day of an order such as `nearest 2020-06-15`; None for those of ORDERS. ConfigError for any other text."""
+    word, _, day = order.partition(" ")
+    if order in ORDERS:
+        return None
+    try:
+        if word == "nearest":
+            return date.fromisoformat(day.strip())
+    except ValueError as error:
+        raise ConfigError(f"order {order}: {day.strip()} is no date; write nearest 2020-06-15") from error
+    raise ConfigError(f"order {order} must be one of {', '.join(ORDERS)} or nearest with a date: nearest 2020-06-15")
+
+
+def check_order(order: str) -> str:
+    """The order as it came. ConfigError where it is none."""
+    nearest_day(order)
+    return order
 
 
 class WindowSpec(BaseModel):
@@ -128,7 +150,7 @@ class PipelineSpec(BaseModel):
     resampling
         GDAL's name for how imagery comes onto the grid.
     order
-        Which scene gives a pixel where several have it.
+        Which scene gives a pixel where several have it: `newest`, `oldest`, `least-cloud`, or `nearest 2020-06-15`.
     max_cloud_percent
         Scenes that state more cloud are left out.
     radiometry
@@ -150,7 +172,7 @@ class PipelineSpec(BaseModel):
     gsd_m: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["model"] = "model"
     window: WindowSpec | Literal["model"] = "model"
     resampling: Resampling = "cubic"
-    order: Order = "newest"
+    order: Annotated[str, AfterValidator(check_order)] = "newest"
     max_cloud_percent: Annotated[float, Field(ge=0, le=100)] = 10.0
     radiometry: str = "auto"
     quantum_m: Annotated[float, Field(gt=0, le=1), AfterValidator(_power_of_two)] = 0.125
@@ -232,4 +254,3 @@ def _fault(kind: type[BaseModel], loc: tuple[int | str, ...], code: str, message
 _SECTIONS: dict[str, type[BaseModel]] = {"window": WindowSpec, "trees": TreesSpec, "statistics": StatisticsSpec}
 
 RESAMPLINGS: tuple[str, ...] = get_args(Resampling)
-ORDERS: tuple[str, ...] = get_args(Order)

@@ -73,7 +73,7 @@ def test_a_faulty_pipeline_file_is_refused_with_the_fault(tmp_path: Path, text: 
 
 def test_all_faults_of_a_file_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_pipeline(write(tmp_path, MINIMAL + "order: oldest\nquantum_m: 0.3\n"))
+        read_pipeline(write(tmp_path, MINIMAL + "order: eldest\nquantum_m: 0.3\n"))
     assert "order" in str(caught.value) and "quantum_m" in str(caught.value)
 
 

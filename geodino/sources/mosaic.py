@@ -1,6 +1,6 @@
 """Several scenes as one lazy picture on the run's grid, read by window from many threads.
 
-The first scene in order gives a pixel, later ones fill what it lacks, pixel by pixel. A pixel's value comes from one
+The first scene in order gives a pixel, later ones fill what it lacks or what clouds hide in it, pixel by pixel. A pixel's value comes from one
 scene alone and from a warp that knows no window, so it is the same whatever window asks.
 """
 
@@ -16,6 +16,7 @@ import shapely
 from geodino.errors import ConfigError, SourceError
 from geodino.grid import Grid, Window
 from geodino.settings import RESAMPLINGS
+from geodino.sources.masked import Masks
 from geodino.sources.scene import Scene
 from geodino.sources.warped import WarpedScenes
 
@@ -69,6 +70,7 @@ class Mosaic:
         self.grid = grid
         self.scenes = tuple(scenes)
         self._warped = WarpedScenes(self.scenes, grid, resampling)
+        self._masks = Masks(self.scenes, grid)
         self._footprints = shapely.STRtree([scene.footprint_in(grid.crs) for scene in self.scenes])
 
     def covers(self, window: Window) -> bool:
@@ -98,6 +100,8 @@ class Mosaic:
             if not missing.any():
                 continue
             dn, valid = self._warped.read(number, part)
+            if self.scenes[number].mask is not None:
+                valid &= ~self._masks.hidden(number, part)
             take = valid & missing
             picture = self.scenes[number].radiometry.apply(dn)
             np.copyto(image[:, rows, cols], picture, where=take)
@@ -107,6 +111,7 @@ class Mosaic:
     def close(self) -> None:
         """Closes all files of all threads; no read may be under way or follow."""
         self._warped.close()
+        self._masks.close()
 
     def __enter__(self) -> Mosaic:
         return self

@@ -19,9 +19,10 @@ from geodino.shipped import sample_catalog
 from geodino.sources.config import SourceConfig, is_config_file, source_config
 from geodino.sources.geotiff import Hints, describe, expand_folder
 from geodino.sources.items import Choice, WantedItem, item_scene, sift
+from geodino.sources.order import in_order
 from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of, without_secrets
 from geodino.sources.scene import Scene
-from geodino.sources.search import Dropped, Found, Search, in_order, sentences
+from geodino.sources.search import Dropped, Found, Search, sentences
 from geodino.sources.stac import stac_items
 
 logger = logging.getLogger(__name__)

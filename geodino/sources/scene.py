@@ -22,6 +22,7 @@ from shapely.geometry import Polygon
 from geodino.errors import SourceError
 from geodino.grid import is_metric
 from geodino.radiometry import Radiometry
+from geodino.sources.mask import MaskBand
 from geodino.sources.raster import without_secrets
 
 # Imagery over twice as fine or coarse as the model's GSD is resampled with a warning, and under a quarter or over five
@@ -97,6 +98,8 @@ class Scene:
         How digital numbers become 0..1.
     sign
         Name of the hook that signs hrefs when they are opened, or None. Signed hrefs are never kept.
+    mask
+        What says where clouds and shadows hide the ground, if anything does.
     """
 
     id: str
@@ -111,6 +114,7 @@ class Scene:
     alpha: Alpha | None = None
     sign: str | None = None
     facts: Facts = field(default_factory=Facts)
+    mask: MaskBand | None = None
 
     @property
     def collection(self) -> str | None:
@@ -180,6 +184,7 @@ class Scene:
                 "gain": list(self.radiometry.gain),
                 "offset": list(self.radiometry.offset),
             },
+            "mask": None if self.mask is None else self.mask.summary(),
         }
 
 

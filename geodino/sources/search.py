@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from geodino.errors import ConfigError
-from geodino.settings import ORDERS
+from geodino.settings import check_order
 from geodino.sources.scene import Facts, Scene
 
 _LONG_AGO = dt.datetime.min.replace(tzinfo=dt.UTC)
@@ -38,7 +38,7 @@ class Search:
     max_cloud
         Percent; scenes that state more are left out, scenes that state nothing stay. None for any.
     order
-        `newest` (then by id), or `least-cloud` (unknown last, then newest).
+        As `order.in_order` takes it: `newest`, `oldest`, `least-cloud` or `nearest 2020-06-15`.
     bands
         Red, green and blue by name or 1-based number; empty: as the source says.
     radiometry
@@ -60,8 +60,7 @@ class Search:
     collections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise ConfigError(f"order {self.order} must be one of {', '.join(ORDERS)}")
+        check_order(self.order)
         # NaN is in no range, but click lets it through.
         if self.max_cloud is not None and not 0 <= self.max_cloud <= 100:
             raise ConfigError(f"max cloud {self.max_cloud:g} must be 0 to 100 percent")
@@ -109,23 +108,6 @@ class Found:
 
     scenes: tuple[Scene, ...]
     dropped: tuple[str, ...]
-
-
-def in_order(scenes: Iterable[Scene], order: str) -> tuple[Scene, ...]:
-    """Scenes in mosaic order, the same for any order they came in; the same files twice count once.
-
-    A scene without a date is older than all others.
-    """
-
-    def age(scene: Scene) -> tuple[float, str, tuple[str, ...]]:
-        seconds = scene.datetime.timestamp() if scene.datetime else float("-inf")
-        return -seconds, scene.id, tuple(f"{band.href}#{band.index}" for band in scene.bands)
-
-    def cloud(scene: Scene) -> tuple[float, float, str, tuple[str, ...]]:
-        return float("inf") if scene.cloud_cover is None else scene.cloud_cover, *age(scene)
-
-    unique = {scene.bands: scene for scene in scenes}.values()
-    return tuple(sorted(unique, key=cloud if order == "least-cloud" else age))
 
 
 def sentences(dropped: Iterable[Dropped]) -> tuple[str, ...]:
