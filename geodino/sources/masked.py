@@ -16,7 +16,7 @@ from geodino.sources.scene import Band, Scene, horizontal_crs
 from geodino.sources.signing import signed
 from geodino.sources.warped import WarpedScenes
 
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 
 
 def describe_mask(href: str, spec: MaskSpec, sign: str | None = None) -> MaskBand:
@@ -77,6 +77,7 @@ class Masks:
         place = self._place.get(number)
         if place is None:
             return np.zeros(window.shape, bool)
+        mask = self._bands[place]
         mask = self._bands[place]
         around = window.padded(mask.margin_px(self._grid.gsd))
         classes = np.zeros((3, *around.shape), np.float32)

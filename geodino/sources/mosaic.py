@@ -1,11 +1,12 @@
 """Several scenes as one lazy picture on the run's grid, read by window from many threads.
 
-The first scene in order gives a pixel, later ones fill what it lacks or what clouds hide in it, pixel by pixel. A pixel's value comes from one
-scene alone and from a warp that knows no window, so it is the same whatever window asks.
+The first scene in order gives a pixel, later ones fill what it lacks or what its mask hides, pixel by pixel. A pixel's
+value comes from one scene alone and from a warp that knows no window, so it is the same whatever window asks.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,8 @@ class Mosaic:
         self.scenes = tuple(scenes)
         self._warped = WarpedScenes(self.scenes, grid, resampling)
         self._masks = Masks(self.scenes, grid)
+        self._lock = threading.Lock()
+        self._hidden_px, self._seen_px = [0] * len(self.scenes), [0] * len(self.scenes)
         self._footprints = shapely.STRtree([scene.footprint_in(grid.crs) for scene in self.scenes])
 
     def covers(self, window: Window) -> bool:
@@ -101,12 +104,26 @@ class Mosaic:
                 continue
             dn, valid = self._warped.read(number, part)
             if self.scenes[number].mask is not None:
-                valid &= ~self._masks.hidden(number, part)
+                valid = self._unhidden(number, part, valid)
             take = valid & missing
             picture = self.scenes[number].radiometry.apply(dn)
             np.copyto(image[:, rows, cols], picture, where=take)
             scene[rows, cols][take] = number + 1
         return Pixels(window, image, scene > 0, scene)
+
+    def hidden_shares(self) -> tuple[float | None, ...]:
+        """Share of each scene's valid pixels that its mask hid, over all reads so far; None without mask or read."""
+        return tuple(
+            hidden / seen if scene.mask is not None and seen else None
+            for scene, hidden, seen in zip(self.scenes, self._hidden_px, self._seen_px, strict=True)
+        )
+
+    def _unhidden(self, number: int, part: Window, valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        hidden = valid & self._masks.hidden(number, part)
+        with self._lock:
+            self._hidden_px[number] += int(hidden.sum())
+            self._seen_px[number] += int(valid.sum())
+        return valid & ~hidden
 
     def close(self) -> None:
         """Closes all files of all threads; no read may be under way or follow."""
