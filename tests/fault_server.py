@@ -326,11 +326,11 @@ class FaultServer:
         piece = min(_PIECE, max(int(rate / 10), 1)) if rate else _PIECE
         for start in range(0, len(body), piece):
             part = body[start : start + piece]
+            if rate:
+                await asyncio.sleep(len(part) / rate)
             request.sent += len(part)
             writer.write(part)
             await writer.drain()
-            if rate:
-                await asyncio.sleep(len(part) / rate)
 
 
 async def _silence(reader: asyncio.StreamReader) -> None:
