@@ -24,6 +24,7 @@ from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid, Window
 from geodino.sources.geotiff import Hints, describe, describe_separate
 from geodino.sources.mosaic import Mosaic
+from geodino.sources.pixels import PixelFiles
 from geodino.sources.scene import Band, Scene, through
 from geodino.sources.warp import footprint_window
 from geodino.sources.warped import choose_level
@@ -150,7 +151,7 @@ def test_any_split_of_a_window_gives_the_same_pixels(scenes: dict[str, Scene], d
 def test_pixels_are_those_of_gdals_own_warp_of_the_whole_raster(kind: str, scenes: dict[str, Scene]) -> None:
     scene = scenes[kind]
     window = whole(scene)
-    level = choose_level(scene, scene.bands[0].href, GRID.gsd)
+    level = choose_level(scene, PixelFiles(), GRID.gsd)
     box = GRID.geobox(window)
     open_options = {} if level.overview is None else {"overview_level": level.overview}
     with rasterio.open(scene.bands[0].href, **open_options) as raster:
@@ -347,8 +348,7 @@ def test_many_scenes_are_read_with_few_open_files(write: Write) -> None:
 
 def test_the_overview_is_the_coarsest_that_keeps_the_grids_detail(scenes: dict[str, Scene]) -> None:
     scene = scenes["overviews"]
-    href = scene.bands[0].href
-    levels = {gsd: choose_level(scene, href, gsd).overview for gsd in (0.2, 0.3, 0.59, 0.6, 1.0, 5.0)}
+    levels = {gsd: choose_level(scene, PixelFiles(), gsd).overview for gsd in (0.2, 0.3, 0.59, 0.6, 1.0, 5.0)}
     assert levels == {0.2: None, 0.3: 0, 0.59: 0, 0.6: 1, 1.0: 1, 5.0: 2}
 
 

@@ -12,7 +12,7 @@ import rasterio
 from affine import Affine
 from rasterio.env import getenv
 
-from geodino.sources.warped import HANDLES_PER_THREAD
+from geodino.sources.pixels import HANDLES_PER_THREAD
 from geodino.sources.raster import environment
 
 SIDE, SCENES, THREADS = 2048, 16, 8

@@ -10,20 +10,29 @@ from geodino.shipped import nearest
 from geodino.sources.raster import without_secrets
 
 
-def _planetary_computer(href: str) -> str:
+def _planetary_computer(href: str, again: bool) -> str:
     # Late, because the package reads settings files when imported and only this source needs it.
     import planetary_computer
+    from planetary_computer.sas import TOKEN_CACHE
 
-    # Tokens last under an hour; the package keeps them and fetches a new one in time.
+    # Tokens last under an hour; the package keeps them and fetches a new one in time, by this machine's clock.
+    if again:
+        TOKEN_CACHE.clear()
     signed_href: str = planetary_computer.sign_url(href)
     return signed_href
 
 
-SIGNERS: Mapping[str, Callable[[str], str]] = MappingProxyType({"planetary-computer": _planetary_computer})
+# Each takes an href and whether a signature of a moment ago was refused.
+SIGNERS: Mapping[str, Callable[[str, bool], str]] = MappingProxyType({"planetary-computer": _planetary_computer})
 
 
-def signed(href: str, sign: str | None) -> str:
+def signed(href: str, sign: str | None, *, again: bool = False) -> str:
     """The href to open: as it is where `sign` is None, else through the hook of that name.
+
+    Parameters
+    ----------
+    again
+        The server refused what was signed before, so nothing kept may be used.
 
     Raises
     ------
@@ -37,7 +46,7 @@ def signed(href: str, sign: str | None) -> str:
     if sign not in SIGNERS:
         raise ConfigError(f"no signing hook named {sign}" + nearest(sign, sorted(SIGNERS)))
     try:
-        return SIGNERS[sign](href)
+        return SIGNERS[sign](href, again)
     except (OSError, KeyError, TypeError, ValueError) as error:
         # What requests raises is an OSError, and what pydantic raises for an answer that is no token a ValueError.
         said = " ".join(str(error).split())

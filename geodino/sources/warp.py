@@ -1,7 +1,8 @@
 """One scene on the run's grid, as the VRT document from which GDAL warps any part of it, always to the same pixels.
 
-The document covers the scene's whole footprint, so nothing in it depends on the AOI or on who asks. Written by hand
-rather than through `rasterio.vrt.WarpedVRT`, because that
+The pixels that a part looks at are given to GDAL as a patch in memory, and lie in the document where they lie in the
+file: it is the warp of the whole, of which only a part is known. Nothing in the document depends on the AOI or on who
+asks. Written by hand rather than through `rasterio.vrt.WarpedVRT`, because that
 
 - cannot do without the approximate transformer (tolerance=0 fails in rasterio 1.4.4), whose error depends on where
   a request starts;
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from xml.sax.saxutils import escape
 
+import numpy as np
 from affine import Affine
 from odc.geo.crs import CRS
 from pyproj import CRS as ProjCRS
@@ -26,7 +28,6 @@ from pyproj import Transformer
 from geodino.errors import SourceError
 from geodino.grid import Grid, Window
 from geodino.settings import RESAMPLINGS
-from geodino.sources.raster import gdal_path
 from geodino.sources.scene import Scene, through
 
 # GDAL writes `cubic_spline` as CubicSpline; one has a name of its own.
@@ -49,8 +50,13 @@ _GDAL_TYPE = MappingProxyType(
         "float64": "Float64",
     }
 )
-# Warped blocks are kept in GDAL's cache at this side; requests that are larger bypass it.
-_BLOCK = 256
+# Side of what is warped at once, px.
+TILE = 256
+# How far GDAL's widest kernel (Lanczos) reaches, px of the coarser side; and slack, as PROJ may be asked in two ways.
+_KERNEL = 3
+_SPARE = 32
+# Points a side from which the source of a tile is found.
+_POINTS = 17
 # Pixels of slack when an overview is chosen: 0.6000001 m is not coarser than 0.6 m.
 _SLACK = 1.001
 # Pixels; the same slack as in Grid.window_over.
@@ -85,67 +91,131 @@ def footprint_window(scene: Scene, grid: Grid) -> Window:
     return grid.window_over(scene.footprint_in(grid.crs).bounds)
 
 
-def warp_document(scene: Scene, level: Level, hrefs: tuple[str, str, str], grid: Grid, *, resampling: str) -> str:
-    """The warped VRT of a scene: float32 red, green, blue and alpha over `footprint_window`.
+@dataclass(frozen=True)
+class Warp:
+    """The one warp of a scene's whole footprint onto the grid; any part of it is always the same pixels.
+
+    Attributes
+    ----------
+    window
+        The footprint on the grid.
+    level
+        What of the scene is warped.
+    shift
+        (rows, columns) to add to a pixel of the level for its place on the grid, where it lies on the grid already;
+        then nothing is resampled. None elsewhere.
+    """
+
+    window: Window
+    level: Level
+    shift: tuple[int, int] | None
+    _before: str
+    _after: str
+    _dtype: str
+    _has_alpha: bool
+
+    @classmethod
+    def of(cls, scene: Scene, level: Level, grid: Grid, resampling: str) -> Warp:
+        """The warp of a scene; SourceError where it cannot be projected onto the grid.
+
+        Notes
+        -----
+        Nodata counts where all three bands have it (UNIFIED_SRC_NODATA): a dark pixel with one band at 0 is no hole.
+        XSCALE and YSCALE are given, because GDAL otherwise derives the kernel's width from each request.
+        """
+        window = footprint_window(scene, grid)
+        target = Affine(grid.gsd, 0.0, window.col * grid.gsd, 0.0, -grid.gsd, -window.row * grid.gsd)
+        xscale, yscale = _kernel_scale(scene, level, grid)
+        bands = "".join(
+            f'<VRTRasterBand dataType="Float32" band="{number}" subClass="VRTWarpedRasterBand">'
+            f"{'<ColorInterp>Alpha</ColorInterp>' if number == ALPHA else ''}</VRTRasterBand>"
+            for number in (1, 2, 3, ALPHA)
+        )
+        # GDAL would take the largest number of the band's type for full, and of a float 255.
+        full = f'<Option name="SRC_ALPHA_MAX">{scene.alpha.full!r}</Option>' if scene.alpha else ""
+        nodata = "" if scene.nodata is None else f"<SrcNoDataReal>{scene.nodata!r}</SrcNoDataReal>"
+        mapping = "".join(f'<BandMapping src="{place}" dst="{place}">{nodata}</BandMapping>' for place in (1, 2, 3))
+        alpha = f"<SrcAlphaBand>{ALPHA}</SrcAlphaBand>" if scene.alpha else ""
+        before = (
+            f'<VRTDataset rasterXSize="{window.width}" rasterYSize="{window.height}" subClass="VRTWarpedDataset">'
+            f"<SRS>{_wkt(grid.crs)}</SRS><GeoTransform>{_numbers(target)}</GeoTransform>{bands}"
+            f"<BlockXSize>{min(TILE, window.width)}</BlockXSize><BlockYSize>{min(TILE, window.height)}</BlockYSize>"
+            f"<GDALWarpOptions><WarpMemoryLimit>{64 * 1024 * 1024}</WarpMemoryLimit>"
+            f"<ResampleAlg>{_GDAL_RESAMPLING[resampling]}</ResampleAlg><WorkingDataType>Float32</WorkingDataType>"
+            '<Option name="INIT_DEST">0</Option><Option name="UNIFIED_SRC_NODATA">YES</Option>'
+            f'<Option name="XSCALE">{xscale!r}</Option><Option name="YSCALE">{yscale!r}</Option>{full}'
+        )
+        after = (
+            f"<Transformer>{_transformer(scene, level, target, grid)}</Transformer>"
+            f"<BandList>{mapping}</BandList>{alpha}<DstAlphaBand>{ALPHA}</DstAlphaBand>"
+            "</GDALWarpOptions></VRTDataset>"
+        )
+        shift = _shift(level, grid) if scene.crs == grid.crs else None
+        return cls(window, level, shift, before, after, _GDAL_TYPE[scene.dtype], scene.alpha is not None)
+
+    def document(self, patch: str, at: Window, *, masked: bool) -> str:
+        """The warped VRT: float32 red, green, blue and alpha over `window`, of which the part below `patch` is known.
+
+        Parameters
+        ----------
+        patch
+            GDAL's name of a raster of red, green, blue, alpha where the scene has it, and a mask where `masked`.
+        at
+            Where it lies in the level.
+        """
+        height, width = self.level.shape
+        colours = 4 if self._has_alpha else 3
+
+        def band(number: int, attributes: str, dtype: str) -> str:
+            return (
+                f'<VRTRasterBand dataType="{dtype}"{attributes}><SimpleSource>'
+                f'<SourceFilename relativeToVRT="0">{escape(patch)}</SourceFilename><SourceBand>{number}</SourceBand>'
+                f'<SrcRect xOff="0" yOff="0" xSize="{at.width}" ySize="{at.height}"/>'
+                f'<DstRect xOff="{at.col}" yOff="{at.row}" xSize="{at.width}" ySize="{at.height}"/>'
+                "</SimpleSource></VRTRasterBand>"
+            )
+
+        bands = "".join(band(number, f' band="{number}"', self._dtype) for number in range(1, colours + 1))
+        mask = f"<MaskBand>{band(colours + 1, '', 'Byte')}</MaskBand>" if masked else ""
+        inner = f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">{bands}{mask}</VRTDataset>'
+        source = f'<SourceDataset relativeToVRT="0">{escape(inner)}</SourceDataset>'
+        return f"{self._before}{source}{self._after}"
+
+
+def source_window(scene: Scene, level: Level, grid: Grid, part: Window, move: Transformer | None) -> Window:
+    """The pixels of a level that the warp of a part of the grid looks at, and some more; empty where there are none.
 
     Parameters
     ----------
-    hrefs
-        Of red, green and blue, signed where need be.
-
-    Notes
-    -----
-    Nodata counts where all three bands have it (UNIFIED_SRC_NODATA): a dark pixel with one band at 0 is no hole.
-    XSCALE and YSCALE are given, because GDAL otherwise derives the kernel's width from each request.
+    move
+        From the grid's CRS to the scene's; None where they are one.
     """
-    window = footprint_window(scene, grid)
-    target = Affine(grid.gsd, 0.0, window.col * grid.gsd, 0.0, -grid.gsd, -window.row * grid.gsd)
-    xscale, yscale = _kernel_scale(scene, level, grid)
-    bands = "".join(
-        f'<VRTRasterBand dataType="Float32" band="{number}" subClass="VRTWarpedRasterBand">'
-        f"{'<ColorInterp>Alpha</ColorInterp>' if number == ALPHA else ''}</VRTRasterBand>"
-        for number in (1, 2, 3, ALPHA)
-    )
-    source, numbers, alpha = _source(scene, level, hrefs)
-    # GDAL would take the largest number of the band's type for full, and of a float 255.
-    full = f'<Option name="SRC_ALPHA_MAX">{scene.alpha.full!r}</Option>' if scene.alpha else ""
-    nodata = "" if scene.nodata is None else f"<SrcNoDataReal>{scene.nodata!r}</SrcNoDataReal>"
-    mapping = "".join(
-        f'<BandMapping src="{number}" dst="{place}">{nodata}</BandMapping>' for place, number in enumerate(numbers, 1)
-    )
-    return (
-        f'<VRTDataset rasterXSize="{window.width}" rasterYSize="{window.height}" subClass="VRTWarpedDataset">'
-        f"<SRS>{_wkt(grid.crs)}</SRS><GeoTransform>{_numbers(target)}</GeoTransform>{bands}"
-        f"<BlockXSize>{min(_BLOCK, window.width)}</BlockXSize><BlockYSize>{min(_BLOCK, window.height)}</BlockYSize>"
-        f"<GDALWarpOptions><WarpMemoryLimit>{64 * 1024 * 1024}</WarpMemoryLimit>"
-        f"<ResampleAlg>{_GDAL_RESAMPLING[resampling]}</ResampleAlg><WorkingDataType>Float32</WorkingDataType>"
-        '<Option name="INIT_DEST">0</Option><Option name="UNIFIED_SRC_NODATA">YES</Option>'
-        f'<Option name="XSCALE">{xscale!r}</Option><Option name="YSCALE">{yscale!r}</Option>'
-        f"{full}{source}<Transformer>{_transformer(scene, level, target, grid)}</Transformer>"
-        f"<BandList>{mapping}</BandList>{alpha}<DstAlphaBand>{ALPHA}</DstAlphaBand>"
-        "</GDALWarpOptions></VRTDataset>"
-    )
+    across = np.linspace(part.col, part.col_stop, _POINTS) * grid.gsd
+    down = -np.linspace(part.row, part.row_stop, _POINTS) * grid.gsd
+    x, y = (values.ravel() for values in np.meshgrid(across, down))
+    if move is not None:
+        x, y = move.transform(x, y)
+    there = np.isfinite(x) & np.isfinite(y)
+    if not there.any():
+        return Window(0, 0, 0, 0)
+    back = ~level.transform
+    cols = back.a * x[there] + back.b * y[there] + back.c
+    rows = back.d * x[there] + back.e * y[there] + back.f
+    steps = (max(np.ptp(rows), np.ptp(cols)) / max(min(part.shape), 1), 1.0)
+    margin = math.ceil(_KERNEL * max(steps)) + _SPARE
+    first_row, first_col = math.floor(rows.min()) - margin, math.floor(cols.min()) - margin
+    last_row, last_col = math.ceil(rows.max()) + margin, math.ceil(cols.max()) + margin
+    wide = Window(first_row, first_col, last_row - first_row, last_col - first_col)
+    return wide.intersection(Window(0, 0, *level.shape))
 
 
-def _source(scene: Scene, level: Level, hrefs: tuple[str, str, str]) -> tuple[str, list[int], str]:
-    """The <SourceDataset> element, the bands' numbers in it, and the <SrcAlphaBand> element."""
-    option = "" if level.overview is None else f'<OOI key="OVERVIEW_LEVEL">{level.overview}</OOI>'
-    if len({band.href for band in scene.bands}) == 1:
-        options = f"<OpenOptions>{option}</OpenOptions>" if option else ""
-        alpha = f"<SrcAlphaBand>{scene.alpha.index}</SrcAlphaBand>" if scene.alpha else ""
-        name = escape(gdal_path(hrefs[0]))
-        source = f'<SourceDataset relativeToVRT="0">{name}</SourceDataset>{options}'
-        return source, [band.index for band in scene.bands], alpha
-    height, width = level.shape
-    stacked = "".join(
-        f'<VRTRasterBand dataType="{_GDAL_TYPE[scene.dtype]}" band="{place}"><SimpleSource>'
-        f'<SourceFilename relativeToVRT="0">{escape(gdal_path(href))}</SourceFilename>'
-        f"{f'<OpenOptions>{option}</OpenOptions>' if option else ''}<SourceBand>{band.index}</SourceBand>"
-        "</SimpleSource></VRTRasterBand>"
-        for place, (band, href) in enumerate(zip(scene.bands, hrefs, strict=True), 1)
-    )
-    inner = f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">{stacked}</VRTDataset>'
-    return f'<SourceDataset relativeToVRT="0">{escape(inner)}</SourceDataset>', [1, 2, 3], ""
+def _shift(level: Level, grid: Grid) -> tuple[int, int] | None:
+    moved = _in_grid_pixels(level, grid)
+    if (moved.a, moved.b, moved.d, moved.e) != (1.0, 0.0, 0.0, 1.0):
+        return None
+    if not (moved.c.is_integer() and moved.f.is_integer()):
+        return None
+    return int(moved.f), int(moved.c)
 
 
 def _transformer(scene: Scene, level: Level, target: Affine, grid: Grid) -> str:

@@ -1,0 +1,238 @@
+"""Pixels of raster files as they lie in them, each block fetched and decoded once for all threads that read.
+
+Windows of a run overlap and share blocks, and several threads read them. So whole blocks are decoded and kept in
+bounded memory, and windows are put together from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import OrderedDict
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.enums import MaskFlags
+from rasterio.windows import Window as RasterWindow
+
+from geodino.grid import Window
+from geodino.sources.kept import Kept
+from geodino.sources.ranges import PATIENCE, AttemptError, patiently
+from geodino.sources.raster import (
+    GDAL_ERRORS,
+    causes,
+    driver_of,
+    environment,
+    forget,
+    is_remote,
+    local_path,
+    open_raster,
+    without_secrets,
+)
+from geodino.sources.remote import DAMAGED_ATTEMPTS, LocalTiff, RemoteTiff, open_remote
+from geodino.sources.signing import signed
+
+logger = logging.getLogger(__name__)
+
+# Decoded blocks that are kept: a row of blocks of 512 px in three 8-bit bands, 170,000 px wide.
+KEPT_BYTES = 256 * 2**20
+# Smaller blocks are decoded some at a time, px a side; strips have the whole width anyway.
+LEAST_SIDE = 256
+LEAST_STRIP = 64
+# Files that a thread keeps open, and remote files of which parts lie on disk.
+HANDLES_PER_THREAD = 4
+REMOTE_FILES = 16
+
+
+class Asked(NamedTuple):
+    """Which pixels: a file (unsigned), its signing hook, its overview (None: the full raster), and bands by number."""
+
+    href: str
+    sign: str | None
+    overview: int | None
+    bands: tuple[int, ...]
+
+
+class Planes(NamedTuple):
+    """Values (K, H, W) as in the file, and where its mask says valid (H, W); None where it has none."""
+
+    values: npt.NDArray[np.generic]
+    mask: npt.NDArray[np.bool_] | None
+
+
+class _Handle(NamedTuple):
+    raster: rasterio.DatasetReader
+    tiff: RemoteTiff | LocalTiff | None
+
+
+class PixelFiles:
+    """Windows of files, read from many threads.
+
+    Parameters
+    ----------
+    verify
+        Whether the bytes of blocks are held against their checksums, where they have them.
+    """
+
+    def __init__(self, *, verify: bool = False) -> None:
+        self._verify = verify
+        self._kept: Kept[tuple[Asked, int, int], Planes] = Kept(KEPT_BYTES, _bytes_of)
+        self._tiffs: Kept[tuple[str, str | None], RemoteTiff | LocalTiff] = Kept(REMOTE_FILES, lambda tiff: 1)
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open: set[rasterio.DatasetReader] = set()
+        self._closed = False
+
+    def read(self, asked: Asked, window: Window) -> Planes:
+        """The pixels of a window that lies within the image.
+
+        Raises
+        ------
+        ReadError
+            The file cannot be reached, read or decoded; says why.
+        """
+        raster = self._handle(asked).raster
+        height, width = _unit(raster, asked)
+        places = [
+            (row, col)
+            for row in range(window.row // height, -(-window.row_stop // height))
+            for col in range(window.col // width, -(-window.col_stop // width))
+        ]
+        self._fetch(asked, window)
+        values: npt.NDArray[np.generic] | None = None
+        mask: npt.NDArray[np.bool_] | None = None
+        for row, col in places:
+            whole = Window(row * height, col * width, height, width)
+            unit = whole.intersection(Window(0, 0, *raster.shape))
+            planes = self._kept.get((asked, row, col), lambda unit=unit: self._decode(asked, unit))  # type: ignore[misc]
+            if values is None:
+                values = np.empty((len(asked.bands), *window.shape), planes.values.dtype)
+                mask = None if planes.mask is None else np.empty(window.shape, bool)
+            part = unit.intersection(window)
+            here, there = part.slices_in(window), part.slices_in(unit)
+            values[:, *here] = planes.values[:, *there]
+            if mask is not None and planes.mask is not None:
+                mask[here] = planes.mask[there]
+        assert values is not None, (asked, window)
+        return Planes(values, mask)
+
+    def overviews(self, asked: Asked) -> list[tuple[tuple[int, int], rasterio.Affine]]:
+        """(height, width) and transform of each overview of a file's first asked band."""
+        with self._plain(asked, None) as raster:
+            count = len(raster.overviews(asked.bands[0]))
+        found = []
+        for overview in range(count):
+            with self._plain(asked, overview) as raster:
+                found.append((raster.shape, raster.transform))
+        return found
+
+    def close(self) -> None:
+        """Closes all files of all threads; no read may be under way or follow."""
+        with self._lock:
+            self._closed = True
+            while self._open:
+                self._open.pop().close()
+        self._kept.clear()
+        self._tiffs.clear()
+
+    def _fetch(self, asked: Asked, window: Window) -> None:
+        """Have the bytes of a window here, in as few requests as they take."""
+        handle = self._handle(asked)
+        if handle.tiff is not None:
+            height, width = _unit(handle.raster, asked)
+            row, col = window.row // height * height, window.col // width * width
+            whole = Window(
+                row, col, -(-window.row_stop // height) * height - row, -(-window.col_stop // width) * width - col
+            )
+            handle.tiff.need(handle.raster.shape, whole)
+
+    def _decode(self, asked: Asked, unit: Window) -> Planes:
+        """Whole blocks, decoded; fetched again where what came cannot be decoded."""
+        what = without_secrets(asked.href)
+
+        def attempt(number: int) -> Planes:
+            handle = self._handle(asked)
+            if handle.tiff is not None:
+                handle.tiff.need(handle.raster.shape, unit)
+            try:
+                with environment([asked.href]):
+                    return _planes(handle.raster, asked, unit)
+            except GDAL_ERRORS as error:
+                self._drop(asked)
+                plain_remote = handle.tiff is None and is_remote(asked.href)
+                if isinstance(handle.tiff, RemoteTiff):
+                    handle.tiff.forget(handle.raster.shape, unit)
+                elif plain_remote:
+                    forget(signed(asked.href, asked.sign, again=number > 1))
+                final = number >= DAMAGED_ATTEMPTS or not is_remote(asked.href)
+                raise AttemptError(causes(error), final=final) from error
+
+        where = f"{what}, rows {unit.row} to {unit.row_stop}, columns {unit.col} to {unit.col_stop}"
+        return patiently(where, attempt, PATIENCE)
+
+    def _handle(self, asked: Asked) -> _Handle:
+        """This thread's open file; the one used longest ago makes room."""
+        mine: OrderedDict[tuple[str, int | None], _Handle] = self._local.__dict__.setdefault("handles", OrderedDict())
+        key = (asked.href, asked.overview)
+        if key not in mine:
+            tiff = self._tiff(asked)
+            raster = self._plain(asked, asked.overview)
+            with self._lock:
+                if self._closed:
+                    raster.close()
+                    raise ValueError("the files are closed")
+                self._open.add(raster)
+            mine[key] = _Handle(raster, tiff)
+        mine.move_to_end(key)
+        while len(mine) > HANDLES_PER_THREAD:
+            self._shut(mine.popitem(last=False)[1].raster)
+        return mine[key]
+
+    def _drop(self, asked: Asked) -> None:
+        handle = self._local.__dict__.get("handles", {}).pop((asked.href, asked.overview), None)
+        if handle is not None:
+            self._shut(handle.raster)
+
+    def _shut(self, raster: rasterio.DatasetReader) -> None:
+        with self._lock:
+            self._open.discard(raster)
+        with contextlib.suppress(*GDAL_ERRORS):
+            raster.close()
+
+    def _tiff(self, asked: Asked) -> RemoteTiff | LocalTiff | None:
+        """Where the bytes of a TIFF come from; None where GDAL reads them itself: local files, and other formats."""
+        if driver_of(asked.href) != "GTiff":
+            return None
+        if is_remote(asked.href):
+            return self._tiffs.get(asked[:2], lambda: open_remote(asked.href, asked.sign, verify=self._verify))
+        return self._tiffs.get(asked[:2], lambda: LocalTiff(local_path(asked.href))) if self._verify else None
+
+    def _plain(self, asked: Asked, overview: int | None) -> rasterio.DatasetReader:
+        tiff = self._tiff(asked)
+        if tiff is not None:
+            return open_raster(str(tiff.path), overview=overview)
+        return open_raster(signed(asked.href, asked.sign), overview=overview)
+
+
+def _unit(raster: rasterio.DatasetReader, asked: Asked) -> tuple[int, int]:
+    """Rows and columns that are decoded together: whole blocks."""
+    height, width = raster.block_shapes[asked.bands[0] - 1]
+    if width >= raster.width:
+        return height * -(-LEAST_STRIP // height), raster.width
+    return height * -(-LEAST_SIDE // height), width * -(-LEAST_SIDE // width)
+
+
+def _planes(raster: rasterio.DatasetReader, asked: Asked, unit: Window) -> Planes:
+    window = RasterWindow(unit.col, unit.row, unit.width, unit.height)
+    values = raster.read(list(asked.bands), window=window)
+    flags = raster.mask_flag_enums[asked.bands[0] - 1]
+    if MaskFlags.per_dataset not in flags or MaskFlags.alpha in flags:
+        return Planes(values, None)
+    return Planes(values, raster.read_masks(asked.bands[0], window=window) > 0)
+
+
+def _bytes_of(planes: Planes) -> int:
+    return planes.values.nbytes + (0 if planes.mask is None else planes.mask.nbytes)

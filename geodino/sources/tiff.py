@@ -1,0 +1,193 @@
+"""Where the blocks of a TIFF lie in its file, and whether the bytes of one are whole.
+
+Only structure is read here; pixels are decoded by GDAL. TIFF 6.0, and BigTIFF as libtiff has it
+(https://libtiff.gitlab.io/libtiff/specification/bigtiff.html). A header is data from strangers: every number is held
+against the length of the file before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from geodino.errors import ReadError
+from geodino.grid import Window
+
+Read = Callable[[int, int], bytes]
+
+MOST_DIRECTORIES = 256
+MOST_ENTRIES = 4096
+# Of one tag's values: offsets of a million blocks are 8 MB.
+MOST_VALUE_BYTES = 256 * 2**20
+
+DEFLATE = (8, 32946)
+NONE = 1
+_NAMES = {1: "uncompressed", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "Deflate", 50000: "ZSTD", 50001: "WebP"}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_INTEGERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+_WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES, _PLANAR, _KIND = 256, 257, 259, 277, 284, 254
+_STRIPS, _ROWS_A_STRIP, _STRIP_BYTES = 273, 278, 279
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
+
+
+@dataclass(frozen=True, eq=False)
+class Directory:
+    """One image of a TIFF: the picture, an overview, or a mask of either.
+
+    Attributes
+    ----------
+    shape, block
+        (height, width) of the image, and of its tiles or strips.
+    planes
+        1 where bands lie together, else their number.
+    offsets, sizes
+        Uint64 (planes * rows * cols of blocks): where each lies in the file; size 0: a hole.
+    """
+
+    shape: tuple[int, int]
+    block: tuple[int, int]
+    planes: int
+    compression: int
+    offsets: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.uint64]
+
+    @property
+    def lattice(self) -> tuple[int, int]:
+        """Rows and columns of blocks."""
+        return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
+
+    def blocks(self, window: Window) -> list[int]:
+        """The blocks that a window of the image meets, of all planes, in the file's numbering."""
+        (rows, cols), (height, width) = self.lattice, self.block
+        first_row, stop_row = max(window.row, 0) // height, min(-(-window.row_stop // height), rows)
+        first_col, stop_col = max(window.col, 0) // width, min(-(-window.col_stop // width), cols)
+        return [
+            (plane * rows + row) * cols + col
+            for plane in range(self.planes)
+            for row in range(first_row, stop_row)
+            for col in range(first_col, stop_col)
+        ]
+
+    @property
+    def codec(self) -> str:
+        """The name of the compression."""
+        return _NAMES.get(self.compression, f"compression {self.compression}")
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether the bytes of a block say themselves whether they are whole."""
+        return self.compression in DEFLATE
+
+    def damage(self, block: bytes) -> str | None:
+        """What is wrong with the bytes of a block, as far as they tell: Deflate ends with an Adler-32 (RFC 1950).
+
+        libtiff does not look at that checksum: GDAL 3.10 gives wrong pixels without a word.
+        """
+        if self.compression not in DEFLATE:
+            return None
+        try:
+            zlib.decompress(block)
+        except zlib.error as error:
+            return " ".join(str(error).split())
+        return None
+
+
+def read_directories(read: Read, size: int, what: str) -> tuple[Directory, ...]:
+    """All images of a TIFF, in the file's order; of each also the tags' values are read, as GDAL will want them.
+
+    Parameters
+    ----------
+    read
+        Gives bytes start to stop of the file.
+    size
+        Bytes of the file.
+
+    Raises
+    ------
+    ReadError
+        It is no TIFF, or its header cannot be true.
+    """
+    head = read(0, min(16, size))
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    magic = struct.unpack(f"{order}H", head[2:4])[0] if order and len(head) >= 8 else 0
+    if order is None or magic not in (42, 43) or (magic == 43 and len(head) < 16):
+        raise ReadError(f"{what} is no TIFF: it begins with {head[:8]!r}")
+    big = magic == 43
+    pending = [struct.unpack(f"{order}Q", head[8:16])[0] if big else struct.unpack(f"{order}I", head[4:8])[0]]
+    seen: set[int] = set()
+    found = []
+    try:
+        while pending:
+            at = pending.pop()
+            if at == 0 or at in seen:
+                continue
+            seen.add(at)
+            if len(seen) > MOST_DIRECTORIES:
+                raise ReadError(f"{what} has over {MOST_DIRECTORIES} images in it: its header is damaged or a trap")
+            tags, following = _tags(read, size, at, order, big, what)
+            # GDAL also takes overviews from SubIFDs.
+            pending += [following, *(int(sub) for sub in tags.get(330, []))]
+            found.append(_directory(tags, what))
+    except (struct.error, KeyError, IndexError, ValueError) as error:
+        raise ReadError(f"{what} has a damaged header ({type(error).__name__}: {error}); fetch it again") from error
+    return tuple(found)
+
+
+def _tags(
+    read: Read, size: int, at: int, order: str, big: bool, what: str
+) -> tuple[dict[int, npt.NDArray[np.uint64]], int]:
+    """The whole numbers of an image's tags, and where the next image is told of."""
+    counter, entry, link = ("Q", 20, "Q") if big else ("H", 12, "I")
+    width = struct.calcsize(counter)
+    (count,) = struct.unpack(order + counter, _within(read, size, at, width, what))
+    if not 0 < count <= MOST_ENTRIES:
+        raise ReadError(f"{what} has an image of {count} tags: its header is damaged or a trap")
+    body = _within(read, size, at + width, count * entry + struct.calcsize(link), what)
+    tags = {}
+    for number in range(count):
+        piece = body[number * entry : (number + 1) * entry]
+        tag, kind, length = struct.unpack(order + ("HHQ" if big else "HHI"), piece[: 12 if big else 8])
+        values = piece[12:] if big else piece[8:]
+        total = length * _SIZES.get(kind, 0)
+        if total > MOST_VALUE_BYTES:
+            raise ReadError(f"{what} has a tag {tag} of {total} bytes: its header is damaged or a trap")
+        if total > len(values):
+            (where,) = struct.unpack(order + ("Q" if big else "I"), values)
+            values = _within(read, size, where, total, what)
+        if kind in _INTEGERS:
+            tags[tag] = np.frombuffer(values[:total], order + _INTEGERS[kind]).astype(np.uint64)
+    (following,) = struct.unpack(order + link, body[count * entry :])
+    return tags, following
+
+
+def _within(read: Read, size: int, start: int, length: int, what: str) -> bytes:
+    if start + length > size:
+        raise ReadError(f"{what} ends at {size} bytes, before bytes {start} to {start + length} of its own header")
+    return read(start, start + length)
+
+
+def _directory(tags: dict[int, npt.NDArray[np.uint64]], what: str) -> Directory:
+    def one(tag: int, otherwise: int | None = None) -> int:
+        return int(tags[tag][0]) if tag in tags or otherwise is None else otherwise
+
+    height, width = one(_HEIGHT), one(_WIDTH)
+    planes = one(_SAMPLES, 1) if one(_PLANAR, 1) == 2 else 1
+    if _TILES in tags:
+        block, offsets, sizes = (one(_TILE_HEIGHT), one(_TILE_WIDTH)), tags[_TILES], tags[_TILE_BYTES]
+    else:
+        block = (min(one(_ROWS_A_STRIP, height), height), width)
+        offsets, sizes = tags[_STRIPS], tags[_STRIP_BYTES]
+    if not (height and width and all(block)):
+        raise ReadError(f"{what} has an image of {width} x {height} px in blocks of {block[1]} x {block[0]} px")
+    found = Directory((height, width), block, planes, one(_COMPRESSION, NONE), offsets, sizes)
+    rows, cols = found.lattice
+    if not len(offsets) == len(sizes) == planes * rows * cols:
+        raise ReadError(
+            f"{what} tells of {len(offsets)} blocks where {planes * rows * cols} make the picture; it is damaged"
+        )
+    return found
