@@ -1,23 +1,19 @@
-"""STAC and rasters over a real HTTP server on this machine: APIs, byte ranges, faults, names not to be followed."""
+"""STAC and rasters over a real HTTP server on this machine: byte ranges, faults, names not to be followed."""
 
 from __future__ import annotations
 
-import http.server
 import json
-import re
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from shapely.geometry import shape
-from source_scenes import GSD, SIDE, Item, area_of_interest, configured, ids, make_item, write_catalog, write_scene
+from source_scenes import GSD, SIDE, area_of_interest, ids, make_item, write_catalog, write_scene
+from stac_site import Site, serving
 
 from geodino.aoi import AOI
-from geodino.errors import ConfigError, ReadError, SourceError
+from geodino.errors import ReadError, SourceError
 from geodino.grid import Grid
 from geodino.sources import Mosaic, Search, find_scenes, warped
 from geodino.sources.signing import signed
@@ -29,209 +25,10 @@ def aoi() -> AOI:
     return area_of_interest()
 
 
-@dataclass
-class Site:
-    """What the server serves: a folder with byte ranges, and a STAC API of some Items."""
-
-    folder: Path
-    items: list[Item] = field(default_factory=list)
-    post: bool = True
-    searches: list[dict[str, object]] = field(default_factory=list)
-    cut_once: set[str] = field(default_factory=set)
-    url: str = ""
-    page: object = None
-    search_path: str = "/api/search"
-    root_changes: dict[str, object] = field(default_factory=dict)
-    refusal: tuple[int, str] = (404, "")
-    ranges: bool = True
-
-    def answer(self, wanted: dict[str, object]) -> object:
-        """A page of two Items, and a link to the next, as the standard has it for POST and GET; or the given page."""
-        self.searches.append(wanted)
-        if self.page is not None:
-            return self.page
-        start = int(str(wanted.get("token", 0)))
-        area = wanted.get("intersects")
-        area = json.loads(area) if isinstance(area, str) else area
-        fit = [item for item in self.items if shape(item["geometry"]).intersects(shape(area))]
-        links: list[dict[str, object]] = []
-        if start + 2 < len(fit):
-            following = {"rel": "next", "type": "application/geo+json", "href": f"{self.url}/api/search"}
-            if self.post:
-                links.append(following | {"method": "POST", "body": {**wanted, "token": start + 2}})
-            else:
-                query = f"?collections=aerial&intersects={json.dumps(area)}&token={start + 2}"
-                links.append(following | {"href": following["href"] + query, "method": "GET"})
-        return {"type": "FeatureCollection", "features": fit[start : start + 2], "links": links}
-
-    def root(self) -> dict[str, object]:
-        methods = ["POST", "GET"] if self.post else ["GET"]
-        standard = {
-            "type": "Catalog",
-            "stac_version": "1.0.0",
-            "id": "api",
-            "description": "x",
-            "conformsTo": ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"],
-            "links": [
-                {"rel": "search", "type": "application/geo+json", "href": self.url + self.search_path, "method": method}
-                for method in methods
-            ],
-        }
-        return {key: value for key, value in (standard | self.root_changes).items() if value != "left out"}
-
-
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """A server on 127.0.0.1 that knows byte ranges, and may cut a file's body short once."""
-    served = Site(tmp_path)
-
-    class Answers(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            parts = urlsplit(self.path)
-            if parts.path in ("/api", "/api/"):
-                return self._send_json(served.root())
-            if parts.path == "/api/search":
-                return self._send_json(served.answer({key: value[0] for key, value in parse_qs(parts.query).items()}))
-            return self._send_file(served.folder / parts.path.lstrip("/"))
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path == "/api/search":
-                return self._send_json(served.answer(json.loads(body)))
-            return self._send(served.refusal[0], served.refusal[1].encode(), {})
-
-        def _send_json(self, content: object) -> None:
-            self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
-        def _send_file(self, path: Path) -> None:
-            if not path.is_file():
-                return self._send(served.refusal[0], served.refusal[1].encode(), {})
-            content = path.read_bytes()
-            ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            if not ranged or not served.ranges:
-                return self._send(200, content, {"Accept-Ranges": "bytes"} if served.ranges else {})
-            first, last = int(ranged[1]), min(int(ranged[2]), len(content) - 1)
-            headers = {"Content-Range": f"bytes {first}-{last}/{len(content)}", "Accept-Ranges": "bytes"}
-            if path.name in served.cut_once and first > 0:
-                served.cut_once.discard(path.name)
-                self.close_connection = True
-                return self._send(206, content[first : last + 1], headers, cut=True)
-            return self._send(206, content[first : last + 1], headers)
-
-        def _send(self, code: int, body: bytes, headers: dict[str, str], *, cut: bool = False) -> None:
-            self.send_response(code)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield served
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.mark.parametrize("post", [True, False])
-def test_an_api_is_paged_to_the_end_and_sifted_here(
-    site: Site, aoi: AOI, post: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site.post = post
-    for number in range(5):
-        write_scene(site.folder / f"{number}.tif", seed=number)
-        when = f"20{18 + number}-01-01T00:00:00Z"
-        site.items.append(make_item(f"s{number}", f"{site.url}/{number}.tif", datetime=when))
-    # This server knows neither datetime nor cloud cover, as some do not.
-    site.items.append(make_item("cloudy", f"{site.url}/0.tif", **{"eo:cloud_cover": 90}))
-    source = configured(monkeypatch, stac=f"{site.url}/api", collections=["aerial"])
-    found = find_scenes([source], aoi=aoi, search=Search(datetime="2019/..", max_cloud=20))
-    assert ids(found.scenes) == ["s4", "s3", "s2", "s1"]
-    assert sorted(found.dropped) == ["1 outside of 2019/.. (s0)", "1 over 20 % cloud (cloudy)"]
-    assert len(site.searches) == 3
-    asked = site.searches[0]["collections"]
-    assert asked == (["aerial"] if post else "aerial")
-
-
-@pytest.mark.parametrize(
-    ("datetime", "asked"),
-    [
-        ("2020-06-01 10:00/2020-06-01 14:00+02:00", "2020-06-01T10:00:00Z/2020-06-01T12:00:00Z"),
-        ("2020-06-01 10:00", "2020-06-01T10:00:00Z/2020-06-01T10:00:00Z"),
-        ("2020", "2020-01-01T00:00:00Z/2020-12-31T23:59:59.999999Z"),
-        ("2020-06/..", "2020-06-01T00:00:00Z/.."),
-        ("../2020-02", "../2020-02-29T23:59:59.999999Z"),
-        ("../..", None),
-        (None, None),
-    ],
-)
-def test_an_api_is_asked_for_time_as_the_standard_has_it(
-    site: Site, aoi: AOI, datetime: str | None, asked: str | None
-) -> None:
-    find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(datetime=datetime, collections=("aerial",)))
-    assert site.searches[0].get("datetime") == asked
-
-
-def test_an_api_needs_collections_and_either_way_to_name_them_works(site: Site, aoi: AOI, tmp_path: Path) -> None:
-    api, own = f"{site.url}/api", tmp_path / "own.yaml"
-    write_scene(site.folder / "a.tif")
-    site.items.append(make_item("one", f"{site.url}/a.tif"))
-    with pytest.raises(ConfigError, match=r"with --collection NAME or in a YAML file .*collections: \[NAME\]"):
-        find_scenes([api], aoi=aoi, search=Search())
-    own.write_text(f"kind: source\ntitle: mine\nstac: {api}\ncollections: [aerial]\n")
-    assert ids(find_scenes([str(own)], aoi=aoi, search=Search()).scenes) == ["one"]
-    assert ids(find_scenes([api], aoi=aoi, search=Search(collections=("aerial",))).scenes) == ["one"]
-    # This server does not look at collections, as some do not.
-    found = find_scenes([str(own)], aoi=aoi, search=Search(collections=("other", "more")))
-    assert site.searches[-1]["collections"] == ["other", "more"]
-    assert not found.scenes and found.dropped == ("1 of another collection than other, more (one)",)
-
-
-@pytest.mark.parametrize("page", [[], ["x"], {"features": ["x"]}, {"features": [None]}, {"features": 3}, "x", 3])
-def test_a_page_that_is_none_is_a_read_error_that_names_the_server(site: Site, aoi: AOI, page: object) -> None:
-    site.page = page
-    with pytest.raises(ReadError, match=f"{site.url}/api cannot be searched: .*is it a STAC API"):
-        find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"id": "left out"}, {"type": "left out"}, {"stac_version": "0.5.0"}, {"stac_version": 1.0}],
-)
-def test_an_api_with_a_faulty_root_is_a_read_error(site: Site, aoi: AOI, changes: dict[str, object]) -> None:
-    site.root_changes = changes
-    with pytest.raises(ReadError, match=f"{site.url}/api cannot be searched"):
-        find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
-
-
-# Warned of, or raised where warnings are errors; either way no traceback.
-@pytest.mark.parametrize("conforms", [None, [], ["https://api.stacspec.org/v1.0.0/core"]])
-def test_an_api_that_promises_nothing_is_a_read_error_where_warnings_are_errors(
-    site: Site, aoi: AOI, conforms: object
-) -> None:
-    site.root_changes = {"conformsTo": conforms}
-    with pytest.raises(ReadError, match=f"{site.url}/api cannot be searched"):
-        find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
-
-
-def test_an_item_with_an_unknown_geometry_does_not_end_the_search(site: Site, aoi: AOI) -> None:
-    write_scene(site.folder / "a.tif")
-    bad = make_item("bad", f"{site.url}/a.tif") | {"geometry": {"type": "Foo", "coordinates": []}}
-    site.page = {"type": "FeatureCollection", "features": [bad, make_item("good", f"{site.url}/a.tif")], "links": []}
-    found = find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
-    assert ids(found.scenes) == ["good"] and found.dropped == ("1 not a valid Item (bad)",)
+    with serving(tmp_path) as served:
+        yield served
 
 
 # The package planetary-computer 1.0 is written for pydantic 1.
@@ -342,7 +139,7 @@ def test_a_servers_error_is_its_status_and_never_its_page(
     assert str(read.value) == f"{site.url}/none.json cannot be read: {said}"
     with pytest.raises(ReadError) as searched:
         find_scenes([f"{site.url}/api"], aoi=aoi, search=Search(collections=("aerial",)))
-    assert str(searched.value) == f"{site.url}/api cannot be searched: {said} (APIError); is it a STAC API?"
+    assert str(searched.value) == f"{site.url}/api cannot be searched: {site.url}/gone cannot be read: {said}"
 
 
 def test_a_web_page_in_place_of_json_is_called_one(site: Site, aoi: AOI) -> None:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 from geodino.errors import SourceError
 from geodino.sources.bands import RGB, AssetBand
-from geodino.sources.raster import RASTER_SUFFIXES, suffix_of
+from geodino.sources.raster import RASTER_SUFFIXES
 
 _NO_PICTURE = frozenset({"thumbnail", "overview", "metadata", "tiles"})
 _RASTER_TYPES = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2", "application/x-geotiff")
@@ -38,7 +40,12 @@ class ItemAsset:
             return False
         if self.media_type:
             return self.media_type.startswith(_RASTER_TYPES)
-        return suffix_of(self.href) in RASTER_SUFFIXES
+        return self.suffix in RASTER_SUFFIXES
+
+    @property
+    def suffix(self) -> str:
+        """Lower case, of a href of whatever scheme, since only the asset that is taken must be one that we read."""
+        return PurePosixPath(urlsplit(self.href).path).suffix.lower()
 
     def has(self, names: Sequence[str]) -> bool:
         """Whether each name is a band's, or a number within the bands."""
@@ -132,7 +139,7 @@ def _of_one_band(rasters: Sequence[ItemAsset], name: str, where: str) -> ItemAss
 
 
 def _tiffs_first(assets: Sequence[ItemAsset]) -> list[ItemAsset]:
-    tiffs = [asset for asset in assets if "jp2" not in asset.media_type and suffix_of(asset.href) != ".jp2"]
+    tiffs = [asset for asset in assets if "jp2" not in asset.media_type and asset.suffix != ".jp2"]
     return tiffs or list(assets)
 
 

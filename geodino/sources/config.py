@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from geodino.settings import read_yaml, validate
 from geodino.shipped import config_path
+from geodino.sources.mask import MaskSpec
 from geodino.sources.raster import is_remote, local_path
 
 # YAML reads `bands: [1, 2, 3]` as numbers.
@@ -34,6 +35,8 @@ class SourceConfig(BaseModel):
         Red, green and blue by name or 1-based number.
     sign
         Name of the hook that signs hrefs when they are opened.
+    mask
+        What hides the ground in its scenes, such as clouds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,11 +49,14 @@ class SourceConfig(BaseModel):
     asset: str | None = None
     bands: tuple[_Name, _Name, _Name] | None = None
     sign: Literal["planetary-computer"] | None = None
+    mask: MaskSpec | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceConfig:
         if (self.stac is None) == (not self.paths):
             raise ValueError("give either stac or paths")
+        if self.paths and self.mask is not None and self.mask.asset is not None:
+            raise ValueError("mask: only STAC Items have an asset; name a band of the files instead")
         return self
 
 

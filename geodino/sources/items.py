@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from urllib.parse import unquote
 
 import pystac
 import shapely
@@ -18,9 +20,12 @@ from geodino.errors import SourceError
 from geodino.sources.assets import ItemAsset, choose_assets, read_asset
 from geodino.sources.bands import AssetBand
 from geodino.sources.geotiff import Hints, describe, describe_separate
+from geodino.sources.mask import MaskSpec
+from geodino.sources.masked import describe_mask
 from geodino.sources.raster import is_remote, without_secrets
 from geodino.sources.scene import Band, Facts, Scene
 from geodino.sources.search import Dropped, Search
+from geodino.sources.stac_http import shown
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +52,13 @@ class WantedItem:
 
 @dataclass(frozen=True)
 class Choice:
-    """How an Item becomes a scene: asset key, bands by name or number, radiometry, and the hook that signs."""
+    """How an Item becomes a scene: asset key, bands by name or number, radiometry, hook that signs, and mask."""
 
     asset: str | None = None
     bands: tuple[str, ...] = ()
     radiometry: str = "auto"
     sign: str | None = None
+    mask: MaskSpec | None = None
 
 
 def sift(content: dict[str, object], href: str, area: BaseGeometry, search: Search) -> WantedItem | Dropped:
@@ -67,7 +73,7 @@ def sift(content: dict[str, object], href: str, area: BaseGeometry, search: Sear
     area
         WGS84, longitudes within 180.
     """
-    name = str(content.get("id") or without_secrets(href))
+    name = shown(str(content.get("id") or without_secrets(href)))
     try:
         if content.get("geometry") is None:
             return Dropped(name, "without a geometry")
@@ -80,16 +86,19 @@ def sift(content: dict[str, object], href: str, area: BaseGeometry, search: Sear
         if not shapely.is_valid(outline):
             outline = shapely.make_valid(outline)
         if not outline.intersects(area):
-            return Dropped(name, "off the AOI")
+            # Servers that know only boxes send what lies within the AOI's own.
+            return Dropped(name, "off the AOI", unasked=not outline.intersects(area.envelope))
         facts = _facts(item, href)
         why = search.refusal(facts)
         if why is not None:
-            return Dropped(name, why)
+            return Dropped(name, why, unasked=not search.heeds(facts))
         if not item.assets:
             return Dropped(name, "without assets")
+        if name != item.id:
+            raise ValueError("its id is too long, or holds characters that cannot be printed")
         return WantedItem(item.id, facts, tuple(_assets(content, href)))
     except _MALFORMED as error:
-        logger.warning("%s is no STAC Item: %s", name, error)
+        logger.warning("%s is no STAC Item: %s", name, shown(str(error)))
         return Dropped(name, "not a valid Item")
 
 
@@ -106,14 +115,43 @@ def item_scene(item: WantedItem, choice: Choice) -> Scene:
     where = f"item {item.id}"
     chosen = choose_assets(item.assets, choice.asset, choice.bands, where)
     for asset in chosen:
-        if item.facts.item and is_remote(item.facts.item) and not is_remote(asset.href):
-            raise SourceError(f"{where}: asset {asset.key} of a remote Item points to the local file {asset.href}")
+        _check_href(asset, item.facts.item, where)
     if len(chosen) == 1:
         (asset,) = chosen
-        return describe(asset.href, bands=choice.bands or None, hints=_hints(item, asset.bands, choice))
-    bands = [(asset.bands or (AssetBand(),))[0] for asset in chosen]
-    red, green, blue = (Band(asset.href, 1) for asset in chosen)
-    return describe_separate((red, green, blue), _hints(item, tuple(bands), choice))
+        scene = describe(asset.href, bands=choice.bands or None, hints=_hints(item, asset.bands, choice))
+    else:
+        bands = [(asset.bands or (AssetBand(),))[0] for asset in chosen]
+        red, green, blue = (Band(asset.href, 1) for asset in chosen)
+        scene = describe_separate((red, green, blue), _hints(item, tuple(bands), choice))
+    return scene if choice.mask is None else _masked(scene, choice.mask, item)
+
+
+def _masked(scene: Scene, mask: MaskSpec, item: WantedItem) -> Scene:
+    """The scene with its mask: in an asset of the Item, or in the picture's own file."""
+    if mask.asset is None:
+        return with_mask(scene, mask)
+    where = f"item {item.id}"
+    (asset,) = choose_assets(item.assets, mask.asset, (), f"{where} (mask)")
+    _check_href(asset, item.facts.item, where)
+    return replace(scene, mask=describe_mask(asset.href, mask, scene.sign))
+
+
+def with_mask(scene: Scene, mask: MaskSpec) -> Scene:
+    """The scene with the mask that its own file holds, as a source config describes it."""
+    return replace(scene, mask=describe_mask(scene.bands[0].href, mask, scene.sign))
+
+
+def _check_href(asset: ItemAsset, item_href: str | None, where: str) -> None:
+    """SourceError for an asset that leads elsewhere than it says: another scheme, `..`, a local file of a remote Item.
+
+    A relative href may climb with `..`, as catalogs on a disk do, and is resolved by now. In a whole one it names
+    another place than it shows; GDAL's name of s3://mine/../yours/a.tif would leave the bucket.
+    """
+    said = f"{where}: asset {asset.key}"
+    if ".." in re.split(r"[/\\]", unquote(asset.href.partition("?")[0])):
+        raise SourceError(f"{said} has .. in its URL or path, {without_secrets(asset.href)}; give the place itself")
+    if item_href and is_remote(item_href) and not is_remote(asset.href):
+        raise SourceError(f"{said} of a remote Item points to the local file {asset.href}")
 
 
 def _hints(item: WantedItem, bands: tuple[AssetBand, ...], choice: Choice) -> Hints:
@@ -124,6 +162,10 @@ def _assets(content: dict[str, object], href: str) -> list[ItemAsset]:
     assets = content["assets"]
     if not isinstance(assets, dict):
         raise TypeError("assets must be an object")
+    for key, fields in assets.items():
+        # A line break in a URL is dropped by whoever parses it, and what is then left is another URL.
+        if not (key.isprintable() and str(fields["href"]).isprintable()):
+            raise ValueError("an asset's name or href holds characters that cannot be printed")
     return [
         read_asset(key, make_absolute_href(str(fields["href"]), href), fields) for key, fields in sorted(assets.items())
     ]
@@ -140,8 +182,8 @@ def _facts(item: pystac.Item, href: str) -> Facts:
         cloud_cover=_number(item.properties.get("eo:cloud_cover")),
         sun_elevation=_number(item.properties.get("view:sun_elevation")),
         off_nadir=_number(item.properties.get("view:off_nadir")),
-        licence=common.license,
-        provider=", ".join(providers) or None,
+        licence=shown(common.license) if common.license else None,
+        provider=shown(", ".join(providers)) or None,
         item=without_secrets(href),
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import shapely
 from odc.geo.crs import CRS
@@ -18,7 +19,7 @@ from geodino.errors import AOIError, SourceError
 from geodino.shipped import sample_catalog
 from geodino.sources.config import SourceConfig, is_config_file, source_config
 from geodino.sources.geotiff import Hints, describe, expand_folder
-from geodino.sources.items import Choice, WantedItem, item_scene, sift
+from geodino.sources.items import Choice, WantedItem, item_scene, sift, with_mask
 from geodino.sources.order import in_order
 from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of, without_secrets
 from geodino.sources.scene import Scene
@@ -53,33 +54,41 @@ def find_scenes(sources: Sequence[str], *, aoi: AOI, search: Search) -> Found:
     ConfigError
         An unknown config, or one with a fault.
     """
-    scenes: list[Scene] = []
-    dropped: list[Dropped] = []
-    for source in sources:
-        found, left_out = _find(source, aoi, search)
-        scenes.extend(found)
-        dropped.extend(left_out)
-    said = sentences(dropped)
+    found = _together([_find(source, aoi, search) for source in sources])
+    said = sentences(found.dropped)
     logger.info(
         "%d scenes of %s; left out: %s",
-        len(scenes),
+        len(found.scenes),
         ", ".join(map(without_secrets, sources)),
         "; ".join(said) or "none",
     )
-    return Found(in_order(scenes, search.order), said)
+    return Found(in_order(found.scenes, search.order), said, found.warnings)
 
 
 def _lies_on_sample(aoi: AOI) -> bool:
     """Whether the embedded scenes, of whatever date, cover the whole AOI: part of it would be a map of little else."""
     if not sample_catalog().is_file():
         return False
-    scenes, _ = _find("sample", aoi, Search())
+    scenes = _find("sample", aoi, Search()).scenes
     covered = shapely.union_all([scene.footprint_in(CRS("EPSG:4326")) for scene in scenes])
     # Two pixels of slack, in degrees: the AOI may have been drawn along the photo's edge.
     return bool(covered.buffer(1e-5).covers(aoi.lonlat))
 
 
-_Result = tuple[list[Scene], list[Dropped]]
+class _Result(NamedTuple):
+    """Of one source: scenes, what was left out, and what is odd about its server."""
+
+    scenes: list[Scene]
+    dropped: list[Dropped]
+    warnings: tuple[str, ...] = ()
+
+
+def _together(results: Sequence[_Result]) -> _Result:
+    return _Result(
+        [scene for result in results for scene in result.scenes],
+        [entry for result in results for entry in result.dropped],
+        tuple(dict.fromkeys(sentence for result in results for sentence in result.warnings)),
+    )
 
 
 def _find(source: str, aoi: AOI, search: Search) -> _Result:
@@ -114,15 +123,23 @@ def _configured(config: SourceConfig, aoi: AOI, search: Search) -> _Result:
         search, bands=search.bands or config.bands or (), collections=search.collections or config.collections
     )
     if config.stac is not None:
-        return _stac(config.stac, Choice(config.asset, wanted.bands, search.radiometry, config.sign), aoi, wanted)
-    scenes: list[Scene] = []
-    dropped: list[Dropped] = []
-    for path in config.paths:
-        is_folder = not is_remote(path) and local_path(path).is_dir()
-        found, left_out = _folder(path, aoi, wanted) if is_folder else _files([path], aoi, wanted)
-        scenes.extend(found)
-        dropped.extend(left_out)
-    return scenes, dropped
+        return _stac(config.stac, choice_of(config, wanted), aoi, wanted)
+    found = _together(
+        [
+            _folder(path, aoi, wanted)
+            if not is_remote(path) and local_path(path).is_dir()
+            else _files([path], aoi, wanted)
+            for path in config.paths
+        ]
+    )
+    if config.mask is None:
+        return found
+    return found._replace(scenes=[with_mask(scene, config.mask) for scene in found.scenes])
+
+
+def choice_of(config: SourceConfig, search: Search) -> Choice:
+    """How the Items of a configured source become scenes."""
+    return Choice(config.asset, search.bands, search.radiometry, config.sign, config.mask)
 
 
 def _plain_stac(href: str, aoi: AOI, search: Search) -> _Result:
@@ -131,12 +148,22 @@ def _plain_stac(href: str, aoi: AOI, search: Search) -> _Result:
 
 def _stac(href: str, choice: Choice, aoi: AOI, search: Search) -> _Result:
     area = shape(aoi.geojson())
-    sifted = [sift(content, at, area, search) for at, content in stac_items(href, area, search)]
+    answer = stac_items(href, area, search)
+    sifted = [sift(content, at, area, search) for at, content in answer.items]
     dropped = [entry for entry in sifted if isinstance(entry, Dropped)]
     wanted = [entry for entry in sifted if isinstance(entry, WantedItem)]
     with ThreadPoolExecutor(_READERS) as readers:
         scenes = list(readers.map(lambda item: item_scene(item, choice), wanted))
-    return _over(aoi, scenes, dropped)
+    warnings = answer.warnings + (_unasked(href, dropped) if answer.searched else ())
+    return _over(aoi, scenes, dropped)._replace(warnings=warnings)
+
+
+def _unasked(href: str, dropped: Sequence[Dropped]) -> tuple[str, ...]:
+    """Says where a server ignores a part of the search, so that its user knows that it sends too much."""
+    return tuple(
+        f"{without_secrets(href)} ignores a part of the search and sent Items that nobody asked for; left out: {said}"
+        for said in sentences(entry for entry in dropped if entry.unasked)
+    )
 
 
 def _files(hrefs: Sequence[str], aoi: AOI, search: Search) -> _Result:
@@ -154,18 +181,14 @@ def _files(hrefs: Sequence[str], aoi: AOI, search: Search) -> _Result:
 
 def _folder(folder: str, aoi: AOI, search: Search) -> _Result:
     """The rasters of a folder; what is no picture, such as a height model beside it, is left out."""
-    scenes: list[Scene] = []
-    dropped: list[Dropped] = []
+    results = []
     for href in expand_folder(folder):
         try:
-            found, left_out = _files([href], aoi, search)
+            results.append(_files([href], aoi, search))
         except SourceError as error:
             logger.warning("left out: %s", error)
-            dropped.append(Dropped(local_path(href).name, "no usable picture"))
-            continue
-        scenes.extend(found)
-        dropped.extend(left_out)
-    return scenes, dropped
+            results.append(_Result([], [Dropped(local_path(href).name, "no usable picture")]))
+    return _together(results)
 
 
 def _over(aoi: AOI, scenes: Sequence[Scene], dropped: list[Dropped]) -> _Result:
@@ -173,7 +196,7 @@ def _over(aoi: AOI, scenes: Sequence[Scene], dropped: list[Dropped]) -> _Result:
     meets = [shapely.intersects(_placed(aoi, scene.crs), scene.footprint) for scene in scenes]
     meeting = [scene for scene, met in zip(scenes, meets, strict=True) if met]
     off = [Dropped(scene.id, "off the AOI") for scene, met in zip(scenes, meets, strict=True) if not met]
-    return meeting, dropped + off
+    return _Result(meeting, dropped + off)
 
 
 # A thousand files or Items share a few CRSs, and to project the AOI takes milliseconds.

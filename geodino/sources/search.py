@@ -21,10 +21,11 @@ _NAMED = 3
 
 
 class Dropped(NamedTuple):
-    """Something that was left out, and why: `over 10 % cloud`."""
+    """Something that was left out, and why: `over 10 % cloud`; `unasked` where a server should not have sent it."""
 
     name: str
     why: str
+    unasked: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,20 +102,41 @@ class Search:
             return f"over {self.max_cloud:g} % cloud"
         return None
 
+    def heeds(self, facts: Facts) -> bool:
+        """Whether a server may send this in answer to the search, which tells it of time and collections alone.
+
+        The standard leaves open which of an Item's times counts, so any that fits will do.
+        """
+        if self.collections and facts.collection is not None and facts.collection not in self.collections:
+            return False
+        start, end = self.interval()
+        spans = ((facts.datetime, facts.datetime), (facts.start, facts.end or facts.start))
+        known = [(first, last) for first, last in spans if first is not None and last is not None]
+        return not known or any(first <= end and last >= start for first, last in known)
+
 
 @dataclass(frozen=True)
 class Found:
-    """Scenes in mosaic order, and one sentence for each reason why others were left out."""
+    """Scenes in mosaic order.
+
+    Attributes
+    ----------
+    dropped
+        One sentence for each reason why others were left out.
+    warnings
+        One for each thing that is odd about what a server sent.
+    """
 
     scenes: tuple[Scene, ...]
     dropped: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def sentences(dropped: Iterable[Dropped]) -> tuple[str, ...]:
     """One sentence a reason: `12 over 10 % cloud (a, b, c, ...)`."""
     by_reason: dict[str, list[str]] = {}
-    for name, why in dropped:
-        by_reason.setdefault(why, []).append(name)
+    for entry in dropped:
+        by_reason.setdefault(entry.why, []).append(entry.name)
     return tuple(
         f"{len(names)} {why} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
         for why, names in by_reason.items()
