@@ -62,6 +62,20 @@ def cli(debug: bool, verbose: bool) -> None:
 @click.option(
     "--max-cloud", type=click.FloatRange(0, 100), help="Most cloud of a scene, percent [default: the pipeline's]."
 )
+@click.option(
+    "--order",
+    help="Which scene gives a pixel: newest, oldest, least-cloud or 'nearest 2020-06-15' [default: the pipeline's].",
+)
+@click.option(
+    "--harmonise",
+    type=click.Choice(["none", "histogram", "regression"]),
+    help="Bring each scene to the look of those before it, where they overlap [default: the pipeline's, none].",
+)
+@click.option(
+    "--strict-acquisition",
+    is_flag=True,
+    help="Leave out scenes with the sun under 45 degrees or over 25 degrees off nadir, instead of a warning.",
+)
 @click.option("--bands", help="Red, green and blue by name or 1-based index: 4,3,2 [default: by name or colour].")
 @click.option("--radiometry", help="How numbers become colours: auto or a profile's name [default: the pipeline's].")
 @click.option("--crs", help="CRS of the result [default: the imagery's where it keeps metres true, else UTM].")

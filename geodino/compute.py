@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +35,22 @@ class Stages:
     Attributes
     ----------
     maps
-        `height` and `spread` within the AOI; where the model says nothing of heights `seen`, 1 where it was asked.
+        `height` and `spread` within the AOI, if the model says anything of heights, and `scene`, the number of the
+        scene that gave the pixel.
     ground
         What is known of the ground of the AOI and around it, where trees are found: `height` and `spread` if there,
         and `scene`.
     heat
         `heat`, `right` and `down` of the same ground, on the model's coarser cells; None where trees are found on
         height, or not at all.
+    hidden_shares
+        Share of each scene's valid pixels that its mask hid, where they were asked for; None without a mask.
     """
 
     maps: StagedRaster
     ground: StagedRaster | None
     heat: StagedRaster | None
+    hidden_shares: tuple[float | None, ...] = ()
 
 
 def compute(plan: Plan, products: Products, model: Model, folder: OutputFolder, watch: Watch, tally: Tally) -> Stages:
@@ -83,6 +87,7 @@ def compute(plan: Plan, products: Products, model: Model, folder: OutputFolder, 
             tally.write_s += time.perf_counter() - began
             watch.advance(done + len(tally.windows_empty))
     began = time.perf_counter()
+    stages = replace(stages, hidden_shares=mosaic.hidden_shares())
     for stage in (stages.maps, stages.ground, stages.heat):
         if stage is not None:
             stage.close()
@@ -110,7 +115,7 @@ def _make_stages(plan: Plan, products: Products, model: Model, folder: OutputFol
 
     heights = LAYERS["canopy"].names if "canopy" in products.tasks else ()
     return Stages(
-        maps=stage("stage.tif", heights or ("seen",), plan.spec.quantum_m),
+        maps=stage("stage.tif", (*heights, "scene"), plan.spec.quantum_m),
         ground=stage("ground.tif", (*heights, "scene"), plan.spec.quantum_m) if products.find_on else None,
         heat=stage("heat.tif", HEAT, None, LAYERS["trees"].px) if products.find_on == "heat" else None,
     )
@@ -136,9 +141,11 @@ def _stage(square: Done, cell: Window, products: Products, stages: Stages, insid
     tally.count(mapped, square.scene)
     said = dict(zip(products.tasks, square.maps, strict=True))
     heights = said.get("canopy")
+    # Numbers to 65 535 are whole in float32, and a multiple of any quantum.
+    scene = np.where(square.wanted, square.scene, np.nan).astype(np.float32)[None]
+    known = scene if heights is None else np.concatenate([heights, scene])
     if stages.ground is not None and square.wanted.any():
-        scene = np.where(square.wanted, square.scene, np.nan).astype(np.float32)[None]
-        stages.ground.write(cell, scene if heights is None else np.concatenate([heights, scene]))
+        stages.ground.write(cell, known)
     if stages.heat is not None:
         px = LAYERS["trees"].px
         names = LAYERS["trees"].names
@@ -146,6 +153,5 @@ def _stage(square: Done, cell: Window, products: Products, stages: Stages, insid
         if np.isfinite(heat).any():
             stages.heat.write(Window(cell.row // px, cell.col // px, cell.height // px, cell.width // px), heat)
     if mapped.any():
-        shown = np.ones((1, *mapped.shape), np.float32) if heights is None else heights
-        shown[:, ~mapped] = np.nan
-        stages.maps.write(cell, shown)
+        known[:, ~mapped] = np.nan
+        stages.maps.write(cell, known)

@@ -48,10 +48,10 @@ def run(
     aoi
         A polygon file, WKT, `minx,miny,maxx,maxy`, `sample:NAME`, or an AOI.
     out
-        Holds run.json, item.json, preview.png and what the pipeline makes when this returns, and none of it where it
-        raises. Statistics of each polygon: statistics.parquet and statistics.csv. Heights: canopy_height.tif and
-        canopy_height_spread.tif. Trees: trees.parquet, trees.gpkg, tree_density.tif, and crowns.parquet where they are
-        found on height. A preview that cannot be drawn is left out with a warning.
+        Holds run.json, item.json, preview.png, scene.tif and what the pipeline makes when this returns, and none of it
+        where it raises. Statistics of each polygon: statistics.parquet and statistics.csv. Heights: canopy_height.tif
+        and canopy_height_spread.tif. Trees: trees.parquet, trees.gpkg, tree_density.tif, and crowns.parquet where they
+        are found on height. A preview that cannot be drawn is left out with a warning.
     options
         Sources, model and the rest; the command line's defaults.
     watch
@@ -82,7 +82,7 @@ def run(
         stages = compute(plan, products, model, folder, watch, tally)
         written = time.perf_counter()
         # Trees name their scene by its number before the unused ones are left out.
-        numbered, plan = plan.scenes, with_scenes_used(plan, tally.scene_pixels)
+        numbered, plan = plan.scenes, with_scenes_used(plan, tally.scene_pixels, stages.hidden_shares)
         results = write_results(
             stages,
             plan,

@@ -16,8 +16,10 @@ from shapely.geometry import MultiPolygon, Polygon
 from geodino.aoi import AOI, boxes_meet, read_aoi
 from geodino.errors import AOIError, ConfigError, SourceError
 from geodino.grid import Grid, Window, by_code, choose_crs, is_metric
-from geodino.settings import PipelineSpec
-from geodino.sources import GsdPolicy, Mosaic, Scene, Search, find_scenes
+from geodino.settings import Harmonise, PipelineSpec
+from geodino.sources import Mosaic, Scene, Search, find_scenes
+from geodino.sources.acquisition import of_fitting_gsd, of_fitting_light
+from geodino.sources.harmonise import harmonise
 from geodino.sources.raster import without_secrets
 from geodino.sources.search import Dropped, sentences
 from geodino.windows import Place, Tiling
@@ -47,6 +49,10 @@ class RunOptions:
         As in STAC: `2020`, `2020-05/2021-06`, `../2022-01-01`.
     max_cloud
         Percent; None: the pipeline's.
+    order, harmonise
+        As the pipeline's keys; None: the pipeline's.
+    strict_acquisition
+        Leave out scenes beyond the limits of sun and view that the model was validated for.
     bands
         Red, green and blue by name or 1-based index; empty: found by name or colour.
     aoi_layer, aoi_crs, repair_aoi
@@ -70,6 +76,9 @@ class RunOptions:
     collections: tuple[str, ...] = ()
     datetime: str | None = None
     max_cloud: float | None = None
+    order: str | None = None
+    harmonise: Harmonise | None = None
+    strict_acquisition: bool = False
     bands: tuple[str, ...] = ()
     aoi_layer: str | None = None
     aoi_crs: str | None = None
@@ -112,6 +121,9 @@ class Plan:
         In mosaic order: the first that has a pixel gives it. After the run, those that gave any.
     scene_shares
         Share of the mapped pixels that each scene gave; empty before the run.
+    scene_hidden
+        Share of each scene's valid pixels that its mask hid where it was read; None without a mask. Empty before the
+        run.
     scenes_dropped
         A sentence for each reason why scenes were left out.
     places
@@ -140,6 +152,7 @@ class Plan:
     windows_outside_aoi: int
     windows_without_imagery: tuple[Place, ...]
     warnings: tuple[str, ...]
+    scene_hidden: tuple[float | None, ...] = ()
 
     @property
     def staged_extent(self) -> Window:
@@ -240,7 +253,7 @@ def find_imagery(spec: PipelineSpec, area: AOI, options: RunOptions, gsd_m: floa
         collections=options.collections,
         datetime=options.datetime,
         max_cloud=spec.max_cloud_percent if options.max_cloud is None else options.max_cloud,
-        order=spec.order,
+        order=options.order or spec.order,
         bands=options.bands,
         radiometry=options.radiometry or spec.radiometry,
     )
@@ -248,8 +261,15 @@ def find_imagery(spec: PipelineSpec, area: AOI, options: RunOptions, gsd_m: floa
     if not found.scenes:
         raise SourceError(_nothing_found(area, options, found.dropped))
     grid = Grid(_grid_crs(area, options, found.scenes), spec.gsd(gsd_m))
-    scenes, refused, warnings = _of_fitting_gsd(found.scenes, grid.gsd, force=options.force_gsd)
-    return Imagery(scenes, (*found.dropped, *refused), grid, (*warnings, *_stretch_warnings(scenes)))
+    fitting = of_fitting_gsd(found.scenes, grid.gsd, force=options.force_gsd)
+    judged = of_fitting_light(fitting.scenes, strict=options.strict_acquisition)
+    scenes, notes = judged.scenes, judged.warnings
+    how = options.harmonise or spec.harmonise
+    if how != "none":
+        harmonised = harmonise(scenes, grid, how)
+        scenes, notes = harmonised.scenes, (*notes, *harmonised.notes)
+    dropped = (*found.dropped, *fitting.dropped, *judged.dropped)
+    return Imagery(scenes, dropped, grid, (*fitting.warnings, *_stretch_warnings(scenes), *notes))
 
 
 def places_over(geometry: Polygon | MultiPolygon, grid: Grid, tiling: Tiling) -> list[Place]:
@@ -262,17 +282,19 @@ def places_over(geometry: Polygon | MultiPolygon, grid: Grid, tiling: Tiling) ->
     return [place for place, met in zip(ordered, np.asarray(meets).tolist(), strict=True) if met]
 
 
-def with_scenes_used(plan: Plan, pixels: Mapping[int, int]) -> Plan:
+def with_scenes_used(plan: Plan, pixels: Mapping[int, int], hidden: Sequence[float | None] = ()) -> Plan:
     """The plan after its run: only scenes that gave pixels count, for dates, licences and what is said of the sources.
 
     Parameters
     ----------
     pixels
         How many mapped pixels each scene gave, by its 1-based number.
+    hidden
+        Share of each scene's pixels that its mask hid.
     """
     total = sum(pixels.values())
     used = [number for number in range(1, len(plan.scenes) + 1) if pixels.get(number)]
-    hidden = [
+    unused = [
         Dropped(scene.id, "gave no pixel of the map")
         for number, scene in enumerate(plan.scenes, start=1)
         if not pixels.get(number)
@@ -281,7 +303,8 @@ def with_scenes_used(plan: Plan, pixels: Mapping[int, int]) -> Plan:
         plan,
         scenes=tuple(plan.scenes[number - 1] for number in used),
         scene_shares=tuple(round(pixels[number] / total, 6) for number in used),
-        scenes_dropped=(*plan.scenes_dropped, *sentences(hidden)),
+        scene_hidden=tuple(hidden[number - 1] for number in used) if hidden else (),
+        scenes_dropped=(*plan.scenes_dropped, *sentences(unused)),
     )
 
 
@@ -313,30 +336,6 @@ def _gap_warnings(covered: float) -> tuple[str, ...]:
     if covered > 0.995:
         return ()
     return (f"{1 - covered:.0%} of the AOI has no imagery and will have no height",)
-
-
-def _of_fitting_gsd(
-    scenes: Sequence[Scene], gsd_m: float, *, force: bool
-) -> tuple[tuple[Scene, ...], tuple[str, ...], tuple[str, ...]]:
-    """Scenes that a model of that GSD can be run on, sentences about the others, and warnings.
-
-    Raises
-    ------
-    SourceError
-        None is left.
-    """
-    kept, refused, warnings, errors = [], [], {}, []
-    for scene in scenes:
-        try:
-            warnings.update(dict.fromkeys(GsdPolicy().check([scene], gsd_m, force=force)))
-        except SourceError as error:
-            refused.append(Dropped(scene.id, f"of {scene.gsd:.3g} m a pixel, too far from the model's {gsd_m:g} m"))
-            errors.append(error)
-        else:
-            kept.append(scene)
-    if errors and not kept:
-        raise errors[0]
-    return tuple(kept), sentences(refused), tuple(warnings)
 
 
 def _stretch_warnings(scenes: Sequence[Scene]) -> tuple[str, ...]:

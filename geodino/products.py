@@ -20,7 +20,7 @@ MAPS = {"height": ground.HEIGHT, "spread": ground.SPREAD}
 TREES, DENSITY = ground.TREES, ground.DENSITY
 TREES_PACKAGE, TILES, CROWNS = "trees.gpkg", "trees.pmtiles", "crowns.parquet"
 # How QGIS draws them: it looks for the style of a file in one of the same name.
-CROWNS_STYLE, DENSITY_STYLE = "crowns.qml", "tree_density.qml"
+CROWNS_STYLE, DENSITY_STYLE, SCENE_STYLE = "crowns.qml", "tree_density.qml", "scene.qml"
 STATISTICS, STATISTICS_CSV, PREVIEW = "statistics.parquet", "statistics.csv", "preview.png"
 
 

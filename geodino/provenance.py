@@ -27,6 +27,7 @@ from geodino.outputs.record import (
     WindowsRecord,
 )
 from geodino.plan import Plan
+from geodino.sources.acquisition import acquisition_facts
 from geodino.sources.raster import without_secrets
 from geodino.sources.scene import dates, radiometry_notes
 from geodino.stream import Tally
@@ -61,7 +62,8 @@ def provenance_tags(plan: Plan, model: Model, started: datetime) -> dict[str, st
         "radiometry": radiometry_notes(plan.scenes),
         "resampling": plan.spec.resampling,
     }
-    return as_tags(facts)
+    looks = sorted({scene.look.how for scene in plan.scenes if scene.look})
+    return as_tags(facts | ({"harmonised": f"by {looks[0]}, see run.json"} if looks else {}))
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,7 @@ def make_record(done: Finished) -> RunRecord:
         grid=GridRecord(str(plan.grid.crs), plan.grid.gsd, extent.row, extent.col, extent.height, extent.width),
         windows=_windows_record(plan, tally),
         model=_model_record(done.model, done.reference),
-        scenes=tuple(
-            _plain(scene.summary()) | {"share_of_pixels": share}
-            for scene, share in zip(plan.scenes, plan.scene_shares, strict=True)
-        ),
+        scenes=scene_records(plan),
         dropped_scenes=plan.scenes_dropped,
         timings=TimingsRecord(
             read_s=round(tally.read_s, 3),
@@ -112,6 +111,18 @@ def make_record(done: Finished) -> RunRecord:
         warnings=plan.warnings,
         mapped_percent_of_aoi=round(min(100 * mapped_m2 / plan.geometry.area, 100.0), 2),
         trees=done.trees,
+    )
+
+
+def scene_records(plan: Plan) -> tuple[dict[str, JsonValue], ...]:
+    """What the record says of each scene used; `value` is its number in the map of scenes."""
+    _, lat = plan.aoi.centre
+    hidden = plan.scene_hidden or (None,) * len(plan.scenes)
+    return tuple(
+        {"value": value}
+        | _plain(scene.summary() | acquisition_facts(scene.facts, lat))
+        | {"share_of_pixels": share, "hidden_by_mask": None if masked is None else round(masked, 6)}
+        for value, (scene, share, masked) in enumerate(zip(plan.scenes, plan.scene_shares, hidden, strict=True), 1)
     )
 
 

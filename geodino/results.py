@@ -23,7 +23,8 @@ from geodino.outputs.density import density_writer
 from geodino.outputs.folder import OutputFolder
 from geodino.outputs.pmtiles import write_pmtiles
 from geodino.outputs.record import FileRecord, StatisticsRecord, TreesRecord
-from geodino.outputs.styles import crown_style, density_style
+from geodino.outputs.scene_map import SCENE, scene_label, scene_table, write_scene_map
+from geodino.outputs.styles import crown_style, density_style, scene_style
 from geodino.outputs.tree_table import SceneRow, TreeTable
 from geodino.outputs.vectors import TreePaths, tree_writer
 from geodino.plan import Plan
@@ -33,6 +34,7 @@ from geodino.products import (
     DENSITY,
     DENSITY_STYLE,
     PREVIEW,
+    SCENE_STYLE,
     STATISTICS,
     STATISTICS_CSV,
     TILES,
@@ -42,7 +44,7 @@ from geodino.products import (
     heat_settings,
     height_settings,
 )
-from geodino.provenance import file_record, provenance_tags
+from geodino.provenance import file_record, provenance_tags, scene_records
 from geodino.quicklook import PREVIEW_FAULTS, draw_preview
 from geodino.settings import TreesSpec
 from geodino.sources import Scene
@@ -107,6 +109,7 @@ def write_results(
         left_out = _draw(plan, products, model, folder, watch)
         files += [_waited(future, watch, number) for number, future in enumerate(maps[1:], start=2)]
     files += found
+    files += _write_scenes(stages, plan, folder, numbered, tags)
     tables, notes = _write_statistics(stages, plan, products, folder, watch)
     files += tables
     if not left_out:
@@ -123,6 +126,20 @@ def _write_map(
     with rasterio.Env(**LOCAL_OPTIONS):
         receipt = stage_to_cog(stages.maps, band, folder.staging(name), clip=plan.extent, profile=profile)
     return FileRecord(name, receipt.sha256, receipt.size_bytes, StatisticsRecord.of(receipt.census))
+
+
+def _write_scenes(
+    stages: Stages, plan: Plan, folder: OutputFolder, numbered: Sequence[Scene], tags: dict[str, str]
+) -> list[FileRecord]:
+    """Which scene each pixel came from, by its place in the record's list of scenes."""
+    places = {scene.bands: place for place, scene in enumerate(plan.scenes, start=1)}
+    numbers = {number: places[scene.bands] for number, scene in enumerate(numbered, 1) if scene.bands in places}
+    table = scene_table(scene_records(plan))
+    made = write_scene_map(
+        stages.maps, folder.staging(SCENE), clip=plan.extent, numbers=numbers, table=table, tags=_steady(tags)
+    )
+    style = scene_style([scene_label(entry) for entry in table])
+    return [FileRecord(SCENE, made.sha256, made.size_bytes), _text(folder, SCENE_STYLE, style)]
 
 
 def _waited(future: Future[FileRecord], watch: Watch, number: int) -> FileRecord:

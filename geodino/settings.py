@@ -16,6 +16,7 @@ from geodino.shipped import nearest, pipeline_path
 from geodino.windows import PATCH, Tiling
 
 Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"]
+Harmonise = Literal["none", "histogram", "regression"]
 Spec = TypeVar("Spec", bound=BaseModel)
 _Height = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -153,6 +154,9 @@ class PipelineSpec(BaseModel):
         Which scene gives a pixel where several have it: `newest`, `oldest`, `least-cloud`, or `nearest 2020-06-15`.
     max_cloud_percent
         Scenes that state more cloud are left out.
+    harmonise
+        Whether each scene is brought to the look of those before it, over the ground that both show: `none`, by
+        `histogram` or by `regression`.
     radiometry
         `auto`, or a profile by name.
     quantum_m
@@ -174,6 +178,7 @@ class PipelineSpec(BaseModel):
     resampling: Resampling = "cubic"
     order: Annotated[str, AfterValidator(check_order)] = "newest"
     max_cloud_percent: Annotated[float, Field(ge=0, le=100)] = 10.0
+    harmonise: Harmonise = "none"
     radiometry: str = "auto"
     quantum_m: Annotated[float, Field(gt=0, le=1), AfterValidator(_power_of_two)] = 0.125
     trees: TreesSpec | None = None

@@ -22,7 +22,7 @@ from shapely.geometry import shape
 
 from geodino.grid import Grid, Window
 from geodino.outputs.cog import CogProfile, CogReceipt, stage_to_cog
-from geodino.outputs.item import ASSETS, EXTENSIONS, build_item, write_item
+from geodino.outputs.item import ASSETS, CLASSIFICATION, EXTENSIONS, VIEW, build_item, write_item
 from geodino.outputs.record import (
     AOIRecord,
     FileRecord,
@@ -46,6 +46,7 @@ AREA: dict[str, Any] = {
 OUTPUTS = (
     FileRecord("canopy_height.tif", "cd" * 32, 1_234_567, StatisticsRecord(98.5, 0.0, 35.125, 12.25, 8.0)),
     FileRecord("canopy_height_spread.tif", "01" * 32, 1_000, StatisticsRecord(0.0, None, None, None, None)),
+    FileRecord("scene.tif", "23" * 32, 12_345),
     FileRecord("preview.png", "ef" * 32, 99),
 )
 RECORD = RunRecord(
@@ -151,8 +152,28 @@ OWN_CRS = "+proj=laea +lat_0=44 +lon_0=-123 +x_0=0 +y_0=0 +datum=WGS84 +units=m 
 )
 def test_an_item_is_valid_against_the_core_and_every_extension(record: RunRecord, tmp_path: Path) -> None:
     item = plain(record, tmp_path)
-    assert item["stac_version"] == "1.1.0" and sorted(item["stac_extensions"]) == sorted(EXTENSIONS)
+    asked = {*EXTENSIONS} | ({CLASSIFICATION} if "scene" in item["assets"] else set())
+    assert item["stac_version"] == "1.1.0" and set(item["stac_extensions"]) == asked
     assert complaints(item) == []
+
+
+def test_an_item_says_what_each_value_of_its_map_of_scenes_is(tmp_path: Path) -> None:
+    asset = plain(RECORD, tmp_path)["assets"]["scene"]
+    (band,) = asset["bands"]
+    assert band["data_type"] == "uint16" and band["nodata"] == 0
+    kept = [(entry["value"], entry["name"], entry["title"]) for entry in asset["classification:classes"]]
+    assert kept == [(1, "a", "2020-05-04 a"), (2, "b", "2019-01-01 b")]
+
+
+def test_an_item_states_the_worst_of_its_scenes_angles_and_each_ones_own(tmp_path: Path) -> None:
+    low = {"id": "a", "item": "a.json", "sun_elevation_deg": 41.5, "off_nadir_deg": -12.0}
+    high = {"id": "b", "item": "b.json", "sun_elevation_deg": 60.0, "off_nadir_deg": None}
+    item = plain(replace(RECORD, scenes=(low, high)), tmp_path)
+    properties = item["properties"]
+    assert properties["view:sun_elevation"] == 41.5 and properties["view:off_nadir"] == 12
+    links = {link["title"]: link for link in item["links"] if link["rel"] == "derived_from"}
+    assert links["a"]["view:off_nadir"] == 12 and links["b"]["view:sun_elevation"] == 60
+    assert "view:off_nadir" not in links["b"] and complaints(item) == [] and VIEW in item["stac_extensions"]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +186,7 @@ def test_an_item_is_valid_against_the_core_and_every_extension(record: RunRecord
         (("assets", "canopy_height", "file:checksum"), "sha256:xyz"),
         (("assets", "canopy_height", "bands"), [{"raster:sampling": "sometimes"}]),
         (("assets", "model", "roles"), ["data"]),
+        (("assets", "scene", "classification:classes"), [{"value": "one", "name": "a"}]),
     ],
 )
 def test_the_schemas_would_notice_a_fault(tmp_path: Path, path: tuple[str, ...], value: object) -> None:

@@ -33,7 +33,7 @@ from geodino.watch import Silent
 # The photo's north-western corner in EPSG:26910, and 0.6 m a pixel.
 WEST, NORTH, GSD = 494004.0, 4878762.6, 0.6
 NAMES = {f"canopy_height{end}.tif" for end in ("", "_spread")} | {"preview.png", "item.json", "run.json"}
-NAMES |= {"statistics.parquet", "statistics.csv"}
+NAMES |= {"statistics.parquet", "statistics.csv", "scene.tif", "scene.qml"}
 
 
 def wkt(left: float, top: float, right: float, bottom: float) -> str:

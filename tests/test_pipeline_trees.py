@@ -22,6 +22,8 @@ from geodino.plan import RunOptions
 
 WEST, NORTH, GSD = 494004.0, 4878762.6, 0.6
 FILES = {
+    "scene.tif",
+    "scene.qml",
     "statistics.parquet",
     "statistics.csv",
     "trees.parquet",

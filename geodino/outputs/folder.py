@@ -37,6 +37,8 @@ OUTPUT_NAMES = (
     "crowns.qml",
     "tree_density.tif",
     "tree_density.qml",
+    "scene.tif",
+    "scene.qml",
     "statistics.parquet",
     "statistics.csv",
     "preview.png",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from pystac.utils import make_relative_href
 
 from geodino.grid import Grid, Window
 from geodino.outputs.record import FileRecord, RunRecord
+from geodino.outputs.scene_map import NONE, SCENE, scene_label, scene_table
 from geodino.outputs.stage import NODATA
+from geodino.outputs.styles import SCENE_COLOURS
 from geodino.sources.raster import is_remote, local_path
 
 EXTENSIONS = [
@@ -41,11 +44,17 @@ ASSETS: dict[str, tuple[str, str, str, list[str]]] = {
     "tree_density.tif": ("tree_density", "Trees per hectare", COG, ["data"]),
     "crowns.qml": ("crowns_style", "How QGIS draws the crowns", QML, ["metadata"]),
     "tree_density.qml": ("tree_density_style", "How QGIS draws the density", QML, ["metadata"]),
+    SCENE: ("scene", "Which scene each pixel came from", COG, ["data", "metadata"]),
+    "scene.qml": ("scene_style", "How QGIS draws the scenes", QML, ["metadata"]),
     "statistics.parquet": ("statistics", "Statistics of each polygon", GEOPARQUET, ["data"]),
     "statistics.csv": ("statistics_csv", "The same statistics without geometry", "text/csv", ["data"]),
     "preview.png": ("preview", "The image beside what was made of it", "image/png", ["overview"]),
     "run.json": ("record", "Everything needed to run it again", "application/json", ["metadata"]),
 }
+
+# Claimed only where their fields stand: both schemas ask for one.
+VIEW = "https://stac-extensions.github.io/view/v1.1.0/schema.json"
+CLASSIFICATION = "https://stac-extensions.github.io/classification/v1.1.0/schema.json"
 
 SHA2_256 = "1220"  # multihash: the function 0x12, and 0x20 bytes of digest
 
@@ -77,12 +86,15 @@ def build_item(record: RunRecord, folder: Path) -> pystac.Item:
         datetime=(first or record.started) if first == last else None,
         start_datetime=None if first == last else first,
         end_datetime=None if first == last else last,
-        properties=_properties(record, dated=first is not None),
-        stac_extensions=list(EXTENSIONS),
+        properties=_properties(record, dated=first is not None) | (view := _angles(record.scenes)),
+        stac_extensions=[*EXTENSIONS, *([VIEW] if view else [])],
     )
     for file in record.outputs:
         if file.name in ASSETS:
-            item.add_asset(ASSETS[file.name][0], _asset(file.name, _file_fields(file) | _raster_fields(file, record)))
+            fields = _file_fields(file) | _raster_fields(file, record) | _scene_fields(file, record)
+            item.add_asset(ASSETS[file.name][0], _asset(file.name, fields))
+            if "classification:classes" in fields:
+                item.stac_extensions.append(CLASSIFICATION)
     item.add_asset("record", _asset("run.json", {}))
     item.add_asset("model", _model_asset(record))
     if record.model.licence_url:
@@ -91,7 +103,8 @@ def build_item(record: RunRecord, folder: Path) -> pystac.Item:
     for scene in record.scenes:
         if isinstance(href := scene.get("item"), str):
             at = _href_from(folder, href)
-            item.add_link(pystac.Link("derived_from", at, "application/geo+json", str(scene["id"])))
+            title, angles = str(scene["id"]), _angles([scene])
+            item.add_link(pystac.Link("derived_from", at, "application/geo+json", title, extra_fields=dict(angles)))
     return item
 
 
@@ -157,6 +170,18 @@ def _properties(record: RunRecord, *, dated: bool) -> dict[str, object]:
         "bands": [{"name": name, "description": f"{name} of the imagery the model saw"} for name in _RGB],
         **_model_fields(record),
     }
+
+
+def _angles(scenes: Sequence[Mapping[str, JsonValue]]) -> dict[str, float]:
+    """The lowest sun and the most oblique view, so that who filters by them gets only what is within."""
+    suns = [angle for scene in scenes if isinstance(angle := scene.get("sun_elevation_deg"), int | float)]
+    views = [abs(angle) for scene in scenes if isinstance(angle := scene.get("off_nadir_deg"), int | float)]
+    found: dict[str, float] = {}
+    if suns:
+        found["view:sun_elevation"] = min(suns)
+    if views:
+        found["view:off_nadir"] = max(views)
+    return found
 
 
 def _credit(scene: dict[str, JsonValue]) -> str:
@@ -281,6 +306,30 @@ def _raster_fields(file: FileRecord, record: RunRecord) -> dict[str, object]:
         "raster:spatial_resolution": found.gsd_m or record.grid.gsd_m,
     }
     return {"bands": [band]}
+
+
+def _scene_fields(file: FileRecord, record: RunRecord) -> dict[str, object]:
+    """Of the map of scenes: its band, and what each value is."""
+    if file.name != SCENE:
+        return {}
+    band = {
+        "name": "scene",
+        "data_type": "uint16",
+        "nodata": NONE,
+        "raster:sampling": "area",
+        "raster:spatial_resolution": record.grid.gsd_m,
+    }
+    classes = [
+        {
+            "value": entry["value"],
+            "name": re.sub(r"[^0-9A-Za-z_-]", "-", str(entry["id"])),
+            "title": scene_label(entry),
+            "description": f"share of the mapped pixels: {entry.get('share_of_pixels', 0)}",
+            "color_hint": SCENE_COLOURS[place % len(SCENE_COLOURS)].removeprefix("#"),
+        }
+        for place, entry in enumerate(scene_table(record.scenes))
+    ]
+    return {"bands": [band], "classification:classes": classes}
 
 
 def _stem(file: FileRecord) -> str:

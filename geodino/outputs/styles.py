@@ -159,6 +159,24 @@ def density_style() -> str:
     return _text(root)
 
 
+# Okabe and Ito (2008), "Color universal design", without black: told apart by all kinds of colour vision.
+SCENE_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+
+
+def scene_style(labels: Sequence[str]) -> str:
+    """QML for scene.tif: one colour and one label a scene, the first for value 1; neighbours in order differ."""
+    root = _root()
+    renderer = ET.SubElement(
+        ET.SubElement(root, "pipe"), "rasterrenderer", type="paletted", band="1", opacity="1", alphaBand="-1"
+    )
+    ET.SubElement(renderer, "rasterTransparency")
+    palette = ET.SubElement(renderer, "colorPalette")
+    for value, label in enumerate(labels, start=1):
+        colour = SCENE_COLOURS[(value - 1) % len(SCENE_COLOURS)]
+        ET.SubElement(palette, "paletteEntry", value=str(value), color=colour, alpha="255", label=label)
+    return _text(root)
+
+
 Symbol = Callable[[ET.Element, str, tuple[int, int, int]], None]
 """Adds a symbol of that name and colour to an element."""
 

@@ -106,7 +106,7 @@ class Mosaic:
             if self.scenes[number].mask is not None:
                 valid = self._unhidden(number, part, valid)
             take = valid & missing
-            picture = self.scenes[number].radiometry.apply(dn)
+            picture = self.scenes[number].picture(dn)
             np.copyto(image[:, rows, cols], picture, where=take)
             scene[rows, cols][take] = number + 1
         return Pixels(window, image, scene > 0, scene)

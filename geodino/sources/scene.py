@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 from affine import Affine
 from odc.geo.crs import CRS
@@ -48,6 +49,41 @@ class Alpha:
 
     index: int
     full: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What brings a scene's colours to those of the scenes before it, decided once before a run.
+
+    Attributes
+    ----------
+    how
+        `histogram` or `regression`.
+    onto
+        Ids of the scenes that it was fitted to.
+    pixels
+        Pairs of thinned pixels that it was fitted on; of the band with the fewest.
+    knots
+        For red, green and blue the values before and after, 0..1 and rising; straight between them.
+    """
+
+    how: str
+    onto: tuple[str, ...]
+    pixels: int
+    knots: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+
+    def apply(self, picture: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """A picture (3, H, W) in 0..1 as it would look; what leaves 0..1 is cut off."""
+        bands = [np.interp(band, before, after) for band, (before, after) in zip(picture, self.knots, strict=True)]
+        return np.asarray(np.clip(np.stack(bands), 0.0, 1.0), np.float32)
+
+    def summary(self) -> dict[str, object]:
+        """What the run record keeps."""
+        kept: dict[str, object] = {"how": self.how, "onto": list(self.onto), "pixels": self.pixels}
+        if self.how == "regression":
+            offset = [after[0] for _, after in self.knots]
+            return kept | {"gain": [after[-1] - after[0] for _, after in self.knots], "offset": offset}
+        return kept | {"knots": [[list(before), list(after)] for before, after in self.knots]}
 
 
 @dataclass(frozen=True)
@@ -100,6 +136,8 @@ class Scene:
         Name of the hook that signs hrefs when they are opened, or None. Signed hrefs are never kept.
     mask
         What says where clouds and shadows hide the ground, if anything does.
+    look
+        What brings its colours to those of other scenes, where that was asked for.
     """
 
     id: str
@@ -115,6 +153,7 @@ class Scene:
     sign: str | None = None
     facts: Facts = field(default_factory=Facts)
     mask: MaskBand | None = None
+    look: Look | None = None
 
     @property
     def collection(self) -> str | None:
@@ -129,6 +168,11 @@ class Scene:
     def cloud_cover(self) -> float | None:
         """Percent, or None where unknown."""
         return self.facts.cloud_cover
+
+    def picture(self, dn: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        """Digital numbers (3, H, W) as a picture in 0..1; NaN stays NaN."""
+        picture = self.radiometry.apply(dn)
+        return picture if self.look is None else self.look.apply(picture)
 
     @cached_property
     def footprint(self) -> Polygon:
@@ -185,6 +229,7 @@ class Scene:
                 "offset": list(self.radiometry.offset),
             },
             "mask": None if self.mask is None else self.mask.summary(),
+            "look": None if self.look is None else self.look.summary(),
         }
 
 

@@ -20,6 +20,7 @@ from rasterio.windows import Window as RasterWindow
 
 from geodino.errors import InputError
 from geodino.grid import Window
+from geodino.outputs.scene_map import SCENE
 from geodino.polygons import WGS84
 from geodino.sources.raster import environment, open_raster, read_errors
 from geodino.training.label_rasters import LabelRaster, all_values, describe_raster
@@ -47,8 +48,8 @@ class Layers:
     trees
         Points; None: trees are not counted.
     heights
-        False where `seen` holds no heights, such as the density of a run that maps trees alone: then zones get
-        trees, areas and how much of them was seen.
+        False where `seen` holds no heights, such as the scenes of a run that maps trees alone: then zones get trees,
+        areas and how much of them was seen.
     """
 
     seen: Path
@@ -70,12 +71,14 @@ def layers_of(what: Path, *, spread: Path | None = None, trees: Path | None = No
     if not what.is_dir():
         beside = what.with_name(f"{what.stem}_spread{what.suffix}")
         return Layers(what, spread or (beside if beside.is_file() else None), trees)
-    found = {name: what / name for name in (HEIGHT, SPREAD, DENSITY, TREES) if (what / name).is_file()}
+    found = {name: what / name for name in (HEIGHT, SPREAD, DENSITY, SCENE, TREES) if (what / name).is_file()}
     if HEIGHT not in found and DENSITY not in found:
         raise InputError(f"{what} holds neither {HEIGHT} nor {DENSITY}: give the folder of a finished run, or a raster")
     heights = HEIGHT in found
+    # Runs of geodino 0.1 have no map of scenes; the density's cells say more coarsely what was seen.
+    seen = next(name for name in (HEIGHT, SCENE, DENSITY) if name in found)
     return Layers(
-        found[HEIGHT if heights else DENSITY],
+        found[seen],
         spread or (found.get(SPREAD) if heights else None),
         trees or found.get(TREES),
         heights,

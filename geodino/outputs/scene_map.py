@@ -1,0 +1,160 @@
+"""The map of where each pixel comes from: numbers of scenes as a COG, with the table that says what they are.
+
+The date of a pixel is that of its scene, so the table holds it and no second band repeats it: a band of days could say
+nothing of a scene whose Item states a year, and would be as large again. The table stands in the file's own tag
+GEODINO_SCENES (JSON), so it goes where the file goes; a raster attribute table would lie beside it in an .aux.xml that
+is lost with the first copy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import rasterio.shutil
+from pydantic import JsonValue
+from rasterio.io import DatasetReader
+from rasterio.windows import Window as RasterioWindow
+
+from geodino.errors import OutputError
+from geodino.grid import Window
+from geodino.outputs.cog import BLOCK, COG_OPTIONS, file_sha256, pyramid
+from geodino.outputs.folder import require_free, scratch_file, whole_file
+from geodino.outputs.stage import GDAL_ERRORS, NODATA, StagedRaster, open_geotiff, rasterio_crs
+
+SCENE = "scene.tif"
+"""What a run calls it."""
+
+NONE = 0
+"""What stands where no scene gave a pixel."""
+
+_TYPE = np.uint16
+# Numbers of scenes must not be averaged, nor predicted as floats.
+_OPTIONS = {**COG_OPTIONS, "PREDICTOR": "STANDARD", "OVERVIEW_RESAMPLING": "NEAREST"}
+
+
+@dataclass(frozen=True)
+class SceneMap:
+    """A finished map of scenes."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+def scene_table(scenes: Sequence[Mapping[str, JsonValue]]) -> list[dict[str, JsonValue]]:
+    """What each value of the map is: `value`, from 1, and the id, dates and share of pixels of the record's scenes."""
+    kept = ("id", "datetime", "start_datetime", "end_datetime", "share_of_pixels")
+    return [
+        {"value": value} | {key: scene[key] for key in kept if scene.get(key) is not None}
+        for value, scene in enumerate(scenes, start=1)
+    ]
+
+
+def scene_label(entry: Mapping[str, JsonValue]) -> str:
+    """An entry of the table for a legend: `2020-06-15 m_4412_20200615`, or the days from first to last."""
+    first, last = (entry.get(key) or entry.get("datetime") for key in ("start_datetime", "end_datetime"))
+    days = [str(moment)[:10] for moment in (first, last) if moment]
+    return f"{' to '.join(dict.fromkeys(days)) or 'date unknown'} {entry['id']}"
+
+
+def write_scene_map(
+    stage: StagedRaster,
+    target: Path,
+    *,
+    clip: Window,
+    numbers: Mapping[int, int],
+    table: Sequence[Mapping[str, JsonValue]],
+    tags: Mapping[str, str],
+) -> SceneMap:
+    """Turn the band `scene` of a closed stage into a COG of uint16, read it back, and only then give it its name.
+
+    Parameters
+    ----------
+    clip
+        The part to keep, on the stage's grid, inside its extent.
+    numbers
+        From the numbers as they were staged to those of the table.
+    table
+        What each value is; goes into the tag GEODINO_SCENES.
+    tags
+        The file's other tags.
+
+    Raises
+    ------
+    OutputError
+        A staged number that no scene has, too little disk, a failed write, or pixels that are not the stage's.
+    """
+    renumbered = np.zeros(max(numbers, default=0) + 1, _TYPE)
+    for staged, number in numbers.items():
+        renumbered[staged] = number
+    require_free(target.parent, 2 * math.ceil(stage.path.stat().st_size / len(stage.names)))
+    try:
+        with scratch_file(target) as plain:
+            meant = _write_plain(stage, plain, clip, renumbered, _described(table, tags))
+            with whole_file(target) as part:
+                block, overviews = pyramid(*clip.shape)
+                levels = (
+                    {"OVERVIEWS": "IGNORE_EXISTING", "OVERVIEW_COUNT": overviews}
+                    if overviews
+                    else {"OVERVIEWS": "NONE"}
+                )
+                rasterio.shutil.copy(plain, part, driver="COG", BLOCKSIZE=block, **levels, **_OPTIONS)
+                with open_geotiff(part) as cog:
+                    found = _checksum(cog)
+                if found != meant:
+                    raise OutputError(f"{part} does not hold the scenes that were written: is the disk full?")
+                return SceneMap(target, file_sha256(part), part.stat().st_size)
+    except GDAL_ERRORS as error:
+        raise OutputError(f"cannot write {target}: {error}: is the disk full?") from error
+
+
+def _described(table: Sequence[Mapping[str, JsonValue]], tags: Mapping[str, str]) -> dict[str, str]:
+    return {"AREA_OR_POINT": "Area", **tags, "GEODINO_SCENES": json.dumps(list(table), ensure_ascii=False)}
+
+
+def _write_plain(
+    stage: StagedRaster, path: Path, clip: Window, renumbered: npt.NDArray[np.uint16], tags: Mapping[str, str]
+) -> int:
+    """A plain GeoTIFF of the clip, strip by strip; the checksum of its pixels."""
+    band = stage.names.index("scene") + 1
+    rows, cols = clip.slices_in(stage.extent)
+    geobox = stage.geobox[rows, cols]
+    checksum = 0
+    with (
+        open_geotiff(stage.path) as staged,
+        rasterio.open(
+            path, "w", driver="GTiff", dtype=_TYPE, count=1, height=clip.height, width=clip.width, nodata=NONE,
+            crs=rasterio_crs(geobox), transform=geobox.affine, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+            compress="ZSTD", zstd_level=1, bigtiff="IF_SAFER",
+        ) as plain,
+    ):  # fmt: skip
+        plain.update_tags(**tags)
+        plain.descriptions = ("scene",)
+        for row in range(0, clip.height, BLOCK):
+            height = min(BLOCK, clip.height - row)
+            values = staged.read(band, window=RasterioWindow(cols.start, rows.start + row, clip.width, height))
+            staged_numbers = np.where(values == NODATA, 0, values).astype(np.int64)
+            if staged_numbers.max(initial=0) >= renumbered.size:
+                raise OutputError(f"{stage.path} names scene {staged_numbers.max()}, and there is none")
+            strip = renumbered[staged_numbers]
+            if ((strip == NONE) & (staged_numbers > 0)).any():
+                raise OutputError(f"{stage.path} names a scene that gave no pixel")
+            checksum = zlib.crc32(strip.data, checksum)
+            plain.write(strip, 1, window=RasterioWindow(0, row, clip.width, height))
+    return checksum
+
+
+def _checksum(raster: DatasetReader) -> int:
+    checksum = 0
+    for row in range(0, raster.height, BLOCK):
+        strip = raster.read(1, window=RasterioWindow(0, row, raster.width, min(BLOCK, raster.height - row)))
+        checksum = zlib.crc32(strip.data, checksum)
+    return checksum
