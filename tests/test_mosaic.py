@@ -98,12 +98,13 @@ def scenes(write: Write) -> dict[str, Scene]:
         "degrees": describe(write("degrees", noise(3, 230, 170, high=9999, dtype="uint16"), crs="EPSG:4326",
                                   transform=Affine(7e-6, 0, lon, 0, -5e-6, lat))),
         "turned": describe(write("turned", noise(3, 150, 200), transform=turned)),
+        "south up": describe(write("south_up", noise(3, 150, 200), transform=Affine(0.5, 0, X, 0, 0.5, Y - 75))),
         "overviews": describe(write("overviews", noise(3, 701, 805), gsd=0.15, overviews=(2, 4, 8))),
         "coarse": describe(write("coarse", noise(3, 90, 80), gsd=1.2)),
     }  # fmt: skip
 
 
-KINDS = ["on the grid", "half a metre", "another zone", "degrees", "turned", "overviews", "coarse"]
+KINDS = ["on the grid", "half a metre", "another zone", "degrees", "turned", "south up", "overviews", "coarse"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -357,10 +358,8 @@ def test_a_truncated_file_is_named_with_its_window(write: Write, tmp_path: Path)
     cut = tmp_path / "cut.tif"
     cut.write_bytes(content[: len(content) // 2])
     scene = describe(str(cut))
-    with (
-        Mosaic([scene], GRID) as mosaic,
-        pytest.raises(ReadError, match=r"scene cut \(.*cut\.tif\), window .*cannot be"),
-    ):
+    named = r"scene cut \(.*cut\.tif\), window .*cannot be"
+    with Mosaic([scene], GRID) as mosaic, pytest.raises(ReadError, match=named):
         mosaic.read(whole(scene))
 
 

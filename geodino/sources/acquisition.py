@@ -58,7 +58,7 @@ def of_fitting_light(scenes: Sequence[Scene], *, strict: bool) -> Judged:
             f"{_STRICT} out"
         )
     dropped = [
-        Dropped(scenes[number].id, f"beyond the limits of {_STRICT} ({text})") for number, text in beyond.items()
+        Dropped(scenes[number].id, f"refused by {_STRICT} ({text})") for number, text in beyond.items()
     ]
     silent = [scene for scene in kept if unknown_angles(scene.facts)]
     warnings = (f"{_named(silent)}: sun elevation or off-nadir angle unknown, kept unjudged",) if silent else ()
