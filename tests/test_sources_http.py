@@ -15,7 +15,7 @@ from stac_site import Site, serving
 from geodino.aoi import AOI
 from geodino.errors import ReadError, SourceError
 from geodino.grid import Grid
-from geodino.sources import Mosaic, Search, find_scenes, warped
+from geodino.sources import Mosaic, Search, find_scenes
 from geodino.sources.signing import signed
 from geodino.sources.warp import footprint_window
 
@@ -62,18 +62,18 @@ def test_a_body_that_ends_early_is_read_again(site: Site, aoi: AOI, caplog: pyte
     pixels = write_scene(site.folder / "cut.tif")
     (scene,) = find_scenes([f"{site.url}/cut.tif"], aoi=aoi, search=Search()).scenes
     site.cut_once.add("cut.tif")
+    caplog.set_level("INFO", logger="geodino")
     grid = Grid(scene.crs, GSD)
     with Mosaic([scene], grid) as mosaic:
         image = mosaic.read(footprint_window(scene, grid)).image
     np.testing.assert_array_equal(image, scene.radiometry.apply(pixels))
-    assert not site.cut_once and "attempt 1 of 3 failed" in caplog.text
+    assert not site.cut_once and "attempt 1: " in caplog.text
 
 
 def test_signatures_in_urls_are_in_no_summary_message_or_log(
-    site: Site, aoi: AOI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    site: Site, aoi: AOI, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="geodino")
-    monkeypatch.setattr(warped, "RETRY_DELAY_S", 0.0)
     write_scene(site.folder / "a.tif")
     item = make_item("one", f"{site.url}/a.tif?sig=SECRET")
     (site.folder / "item.json").write_text(json.dumps(item))
@@ -90,7 +90,7 @@ def test_signatures_in_urls_are_in_no_summary_message_or_log(
     with pytest.raises(SourceError, match="its type is Odd") as odd:
         find_scenes([f"{site.url.replace('://', '://me:SECRET@')}/odd.json?sig=SECRET"], aoi=aoi, search=Search())
     said.append(str(odd.value))
-    assert "gone.tif?..." in said[0] and "gone.tif?..." in caplog.text
+    assert "gone.tif?..." in said[0]
     assert "SECRET" not in caplog.text + "".join(said)
 
 
@@ -170,10 +170,9 @@ def test_a_remote_file_that_turns_into_a_vrt_is_not_read(site: Site, aoi: AOI) -
         f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
         for band in (1, 2, 3)
     )
-    # Under another name, because GDAL still remembers the first bytes of the old file.
     document = f'<VRTDataset rasterXSize="{SIDE}" rasterYSize="{SIDE}">{bands}</VRTDataset>'
     (site.folder / "turned.tif").write_text(document)
     turned = replace(scene, bands=tuple(replace(band, href=f"{site.url}/turned.tif") for band in scene.bands))
     grid = Grid(scene.crs, GSD)
-    with Mosaic([turned], grid) as mosaic, pytest.raises(ReadError, match=r"turned\.tif.*not recognized"):
+    with Mosaic([turned], grid) as mosaic, pytest.raises(ReadError, match=r"turned\.tif is no TIFF"):
         mosaic.read(footprint_window(scene, grid))

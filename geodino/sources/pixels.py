@@ -158,6 +158,10 @@ class PixelFiles:
             if handle.tiff is not None:
                 handle.tiff.need(handle.raster.shape, unit)
             try:
+                if isinstance(handle.tiff, RemoteTiff):
+                    # Opened after its blocks came: see `remote`.
+                    with self._plain(asked, asked.overview) as raster, environment([str(handle.tiff.path)]):
+                        return _planes(raster, asked, unit)
                 with environment([asked.href]):
                     return _planes(handle.raster, asked, unit)
             except GDAL_ERRORS as error:

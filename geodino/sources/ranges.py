@@ -64,6 +64,8 @@ PATIENCE = Patience()
 # Connections kept open to one host: more readers than this wait for each other.
 CONNECTIONS = 32
 MOST_REDIRECTS = 5
+# To learn how long a file is takes a request, which may as well bring what is needed next: the header of a small COG.
+FIRST_BYTES = 32 * 1024
 _PIECE = 64 * 1024
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REFUSED = frozenset({401, 403})
@@ -105,6 +107,10 @@ class Ranges(Protocol):
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
+
+    @property
+    def start(self) -> bytes:
+        """Its first bytes, as far as they came by the way."""
 
 
 def patiently(what: str, attempt: Callable[[int], T], patience: Patience) -> T:
@@ -151,7 +157,7 @@ class HttpRanges:
         self._patience = patience or PATIENCE
         self._url = signed(href, sign)
         self.size, self._version = -1, ""
-        self.get(0, 1)
+        self.start = self.get(0, FIRST_BYTES)
 
     def get(self, start: int, stop: int) -> bytes:
         def attempt(number: int) -> Answer:
@@ -220,6 +226,7 @@ def _ask(url: str, start: int, stop: int, patience: Patience) -> Answer:
                 raise AttemptError(f"the server sends on to {url}, which is not read", final=True)
         else:
             raise AttemptError(f"the server sent on more than {MOST_REDIRECTS} times", final=True)
+        assert isinstance(response, urllib3.HTTPResponse)
         return _read(response, start, stop, patience)
     except SilentError as error:
         raise AttemptError(f"no answer for {patience.silence_s:g} s ({type(error).__name__})") from error
@@ -227,14 +234,15 @@ def _ask(url: str, start: int, stop: int, patience: Patience) -> Answer:
         raise AttemptError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _read(response: urllib3.BaseHTTPResponse, start: int, stop: int, patience: Patience) -> Answer:
+def _read(response: urllib3.HTTPResponse, start: int, stop: int, patience: Patience) -> Answer:
     whole = False
     try:
         total = _checked_head(response, start, stop)
         wanted = min(stop, total) - start
         body = bytearray()
         began = time.monotonic()
-        for piece in response.stream(_PIECE, decode_content=False):
+        # read1 gives what has come; read and stream would wait for a whole piece of a body that only trickles.
+        while piece := response.read1(_PIECE, decode_content=False):
             body += piece
             took = time.monotonic() - began
             if took > patience.silence_s and len(body) < took * patience.least_bytes_s:
@@ -253,7 +261,7 @@ def _read(response: urllib3.BaseHTTPResponse, start: int, stop: int, patience: P
     return Answer(bytes(body), total, response.headers.get("Last-Modified", ""))
 
 
-def _checked_head(response: urllib3.BaseHTTPResponse, start: int, stop: int) -> int:
+def _checked_head(response: urllib3.HTTPResponse, start: int, stop: int) -> int:
     """Bytes of the whole file, once status and headers say that exactly this range follows."""
     status = response.status
     if status in _RETRIED:

@@ -1,7 +1,8 @@
 """A remote GeoTIFF as a file on this machine of which only what is needed is there.
 
 That file is as long as the remote one and sparse: its header is fetched when it is opened, its blocks when a window
-needs them, each once for all threads. GDAL reads it as any local GeoTIFF, and never asks a server.
+needs them, each once for all threads. GDAL reads it as any local GeoTIFF, and never asks a server. It must open the
+file after the blocks are there: what it has open it may have read ahead (a page, by the C library), where nothing was.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from geodino.sources.tiff import Directory, read_directories
 
 # Headers are fetched by pages: those of a COG lie together at its start.
 PAGE = 16 * 1024
-FIRST_PAGES = 2
 # One request takes blocks that lie at most so far apart, and at most so many bytes.
 GAP = 4 * 1024
 MOST_BYTES = 8 * 2**20
@@ -78,6 +78,9 @@ class RemoteTiff:
         self.path = Path(name)
         weakref.finalize(self, _remove, self._file, self.path)
         os.truncate(self._file, ranges.size)
+        _write(self._file, ranges.start, 0)
+        came = len(ranges.start)
+        self._pages.update(range(-(-came // PAGE) if came == ranges.size else came // PAGE))
         self.directories = read_directories(self._header, ranges.size, self._what)
 
     def need(self, shape: tuple[int, int], window: Window) -> None:
@@ -190,8 +193,6 @@ class RemoteTiff:
     def _header(self, start: int, stop: int) -> bytes:
         """Bytes of the header, fetched by pages; only ever called by the thread that opens the file."""
         first, last = start // PAGE, -(-stop // PAGE)
-        if not self._pages:
-            last = max(last, FIRST_PAGES)
         missing = [page for page in range(first, last) if page not in self._pages]
         if missing:
             begin, end = missing[0] * PAGE, min((missing[-1] + 1) * PAGE, self._ranges.size)

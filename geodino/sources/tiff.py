@@ -86,7 +86,8 @@ class Directory:
     def damage(self, block: bytes) -> str | None:
         """What is wrong with the bytes of a block, as far as they tell: Deflate ends with an Adler-32 (RFC 1950).
 
-        libtiff does not look at that checksum: GDAL 3.10 gives wrong pixels without a word.
+        libtiff looks at that checksum in some cases only: of a block with 64 bytes zeroed GDAL 3.10 gave 85,286 wrong
+        values of 196,608 without a word.
         """
         if self.compression not in DEFLATE:
             return None
