@@ -19,7 +19,7 @@ from faults import Fault
 
 from geodino.errors import ReadError
 from geodino.grid import Grid, Window
-from geodino.sources import Mosaic, pixels, ranges, remote, signing
+from geodino.sources import Mosaic, ranges, signing
 from geodino.sources.geotiff import describe
 from geodino.sources.pixels import Asked, PixelFiles
 from geodino.sources.ranges import HttpRanges, Patience
@@ -67,8 +67,7 @@ def server(folder: Path) -> Iterator[FaultServer]:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (ranges, remote, pixels):
-        monkeypatch.setattr(module, "PATIENCE", HASTY)
+    monkeypatch.setattr(ranges, "PATIENCE", HASTY)
 
 
 def truth(path: Path, window: Window = WINDOW) -> npt.NDArray[np.uint8]:

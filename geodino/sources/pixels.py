@@ -19,8 +19,9 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window as RasterWindow
 
 from geodino.grid import Window
+from geodino.sources import ranges
 from geodino.sources.kept import Kept
-from geodino.sources.ranges import PATIENCE, AttemptError, patiently
+from geodino.sources.ranges import AttemptError, patiently
 from geodino.sources.raster import (
     GDAL_ERRORS,
     causes,
@@ -175,7 +176,7 @@ class PixelFiles:
                 raise AttemptError(causes(error), final=final) from error
 
         where = f"{what}, rows {unit.row} to {unit.row_stop}, columns {unit.col} to {unit.col_stop}"
-        return patiently(where, attempt, PATIENCE)
+        return patiently(where, attempt, ranges.PATIENCE)
 
     def _handle(self, asked: Asked) -> _Handle:
         """This thread's open file; the one used longest ago makes room."""

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from geodino.errors import OutputError, ReadError
 from geodino.grid import Window
-from geodino.sources.ranges import PATIENCE, AttemptError, Patience, Ranges, open_ranges, patiently
+from geodino.sources import ranges
+from geodino.sources.ranges import AttemptError, Ranges, open_ranges, patiently
 from geodino.sources.raster import without_secrets
 from geodino.sources.tiff import Directory, read_directories
 
@@ -48,7 +49,7 @@ class RemoteTiff:
 
     Parameters
     ----------
-    ranges
+    file
         The remote file's bytes.
     what
         What messages call it.
@@ -68,20 +69,19 @@ class RemoteTiff:
         No room for temporary files.
     """
 
-    def __init__(self, ranges: Ranges, what: str, *, verify: bool = False, patience: Patience | None = None) -> None:
-        self._ranges, self._what, self._verify = ranges, without_secrets(what), verify
-        self._patience = patience or PATIENCE
+    def __init__(self, file: Ranges, what: str, *, verify: bool = False) -> None:
+        self._ranges, self._what, self._verify = file, without_secrets(what), verify
         self._lock = threading.Lock()
         self._pages: set[int] = set()
         self._coming: dict[_Key, Future[None]] = {}
         self._file, name = tempfile.mkstemp(prefix="geodino-", suffix=".tif")
         self.path = Path(name)
         weakref.finalize(self, _remove, self._file, self.path)
-        os.truncate(self._file, ranges.size)
-        _write(self._file, ranges.start, 0)
-        came = len(ranges.start)
-        self._pages.update(range(-(-came // PAGE) if came == ranges.size else came // PAGE))
-        self.directories = read_directories(self._header, ranges.size, self._what)
+        os.truncate(self._file, file.size)
+        _write(self._file, file.start, 0)
+        came = len(file.start)
+        self._pages.update(range(-(-came // PAGE) if came == file.size else came // PAGE))
+        self.directories = read_directories(self._header, file.size, self._what)
 
     def need(self, shape: tuple[int, int], window: Window) -> None:
         """Have all blocks of a window there, of each image of that shape: the picture or an overview, and its mask.
@@ -165,7 +165,7 @@ class RemoteTiff:
                     )
             return body
 
-        body = patiently(self._what, attempt, self._patience) if self._verify else attempt(1)
+        body = patiently(self._what, attempt, ranges.PATIENCE) if self._verify else attempt(1)
         _write(self._file, body, start)
 
     def _runs(self, keys: Sequence[_Key]) -> list[list[_Key]]:

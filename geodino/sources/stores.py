@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -19,13 +20,15 @@ from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 from geodino.errors import ConfigError, ReadError, SourceError
-from geodino.sources.ranges import PATIENCE, AttemptError, Patience, patiently
+from geodino.sources import ranges
+from geodino.sources.ranges import AttemptError, Patience, patiently
 from geodino.sources.raster import without_secrets
 
 if TYPE_CHECKING:
     from obstore import GetOptions
 
 _REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+_TOOK = re.compile(r" in [\d.]+(µs|ms|s)\b")
 _YES = ("1", "on", "true", "yes")
 
 
@@ -46,7 +49,7 @@ class StoreRanges:
     start = b""
 
     def __init__(self, href: str, patience: Patience | None = None) -> None:
-        self._href, self._patience = without_secrets(href), patience or PATIENCE
+        self._href, self._patience = without_secrets(href), patience or ranges.PATIENCE
         parts = urlsplit(href)
         self._key = unquote(parts.path.lstrip("/"))
         if not parts.netloc or not self._key:
@@ -133,5 +136,6 @@ def _asked(name: str) -> bool:
 
 
 def _said(error: Exception) -> str:
-    # The Rust side appends its own debug output after the first sentence.
-    return without_secrets(" ".join(str(error).split("\n")[0].split())) or type(error).__name__
+    # The Rust side appends debug output after the first line, and says how long each attempt took.
+    first = _TOOK.sub("", " ".join(str(error).split("\n")[0].split()))
+    return without_secrets(first) or type(error).__name__
