@@ -160,13 +160,27 @@ def check_model(context: click.Context, name: str) -> None:
 
 
 @cli.command()
+@click.option(
+    "--source", help="Look at this source of imagery instead, as `run` takes it: can it be reached, searched and read?"
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def doctor(as_json: bool) -> None:
-    """What this machine has: versions, device, memory, disk, models, and what would be slow or missing."""
-    from geodino.doctor import examine
+@click.pass_context
+def doctor(context: click.Context, source: str | None, as_json: bool) -> None:
+    """What this machine has: versions, device, memory, disk, models, and what would be slow or missing.
 
-    findings = examine()
+    With --source the exit code is 4 where something is missing.
+    """
+    if source is None:
+        from geodino.doctor import examine
+
+        findings = examine()
+    else:
+        from geodino.sources.checkup import check_source
+
+        findings = check_source(source)
     click.echo(json.dumps(findings.as_dict(), indent=2) if as_json else findings.as_text())
+    if source is not None and not findings.ok:
+        context.exit(4)
 
 
 cli.add_command(train)

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import tempfile
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import rasterio
 import torch
 
 from geodino import __version__
+from geodino.findings import Finding, Findings
 from geodino.models.catalog import rows
 from geodino.models.hub import access
 from geodino.models.precision import choose_device, choose_precision
@@ -28,35 +28,6 @@ _PACKAGES = ("torch", "transformers", "rasterio", "pyproj", "geopandas", "xarray
 # A run keeps a staged raster beside its outputs; an AOI of 100 km2 at 0.6 m takes about 2 GiB for both.
 _LITTLE_DISK = 5 * 2**30
 _LITTLE_MEMORY = 4 * 2**30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: `ok`, or what to do about it in `advice`."""
-
-    name: str
-    value: str
-    ok: bool = True
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Everything looked at."""
-
-    all: tuple[Finding, ...]
-
-    def as_dict(self) -> dict[str, dict[str, object]]:
-        return {found.name: {"value": found.value, "ok": found.ok, "advice": found.advice} for found in self.all}
-
-    def as_text(self) -> str:
-        width = max(len(found.name) for found in self.all)
-        lines = []
-        for found in self.all:
-            lines.append(f"{'ok ' if found.ok else '-> '} {found.name:<{width}}  {found.value}")
-            if found.advice:
-                lines.append(f"    {'':<{width}}  {found.advice}")
-        return "\n".join(lines)
 
 
 def examine(folder: Path | None = None) -> Findings:

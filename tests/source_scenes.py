@@ -16,7 +16,7 @@ from shapely.geometry import box, mapping
 
 from geodino.aoi import AOI, read_aoi
 from geodino.sources import Scene
-from geodino.sources import open as sources_open
+from geodino.sources import config as sources_config
 from geodino.sources.config import SourceConfig
 
 SIDE, GSD = 128, 0.6
@@ -101,5 +101,5 @@ def ids(scenes: tuple[Scene, ...]) -> list[str]:
 def configured(monkeypatch: pytest.MonkeyPatch, **content: object) -> str:
     """The name of a source config that exists for this test only."""
     config = SourceConfig.model_validate({"kind": "source", "title": "x", **content})
-    monkeypatch.setattr(sources_open, "source_config", lambda name: config)
+    monkeypatch.setattr(sources_config, "source_config", lambda name: config)
     return "test-config"

@@ -13,7 +13,7 @@ from source_scenes import SIDE, Item, area_of_interest, configured, ids, make_it
 from geodino.aoi import AOI, read_aoi
 from geodino.errors import ConfigError, SourceError
 from geodino.grid import Grid
-from geodino.shipped import sample_aoi
+from geodino.shipped import config_names, config_path, sample_aoi
 from geodino.sources import Mosaic, Search, find_scenes
 from geodino.sources.config import source_config
 from geodino.sources.warp import footprint_window
@@ -181,10 +181,40 @@ def test_auto_asks_the_default_source_elsewhere(aoi: AOI, monkeypatch: pytest.Mo
     assert ids(find_scenes(["auto"], aoi=aoi, search=Search()).scenes) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["planetary-computer-naip", "earth-search-naip"])
-def test_the_shipped_configs_are_valid(name: str) -> None:
+@pytest.mark.parametrize("name", config_names())
+def test_every_shipped_config_is_valid_and_says_what_it_is(name: str) -> None:
     config = source_config(name)
-    assert config.collections == ("naip",) and config.bands == ("1", "2", "3")
+    assert config.stac is not None and config.stac.startswith("https://") and config.asset
+    # An API is not searched without; Maxar's is a static catalog.
+    assert config.collections or name == "maxar-open-data"
+    assert config_path(name).read_text().startswith("# ")
+
+
+def test_a_config_that_masks_files_by_an_asset_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("kind: source\ntitle: mine\npaths: [a.tif]\nmask: {asset: scl, preset: scl}\n")
+    with pytest.raises(ConfigError, match="mask: only STAC Items have an asset"):
+        source_config(str(tmp_path / "own.yaml"))
+
+
+def test_a_mask_of_a_config_is_found_in_an_asset_of_the_item_or_in_the_picture(tmp_path: Path, aoi: AOI) -> None:
+    write_scene(tmp_path / "a.tif")
+    write_scene(tmp_path / "scl.tif", seed=1)
+    item = make_item("one", "../a.tif")
+    item["assets"]["scl"] = {"href": "../scl.tif", "type": "image/tiff", "roles": ["data-mask"]}  # type: ignore[index]
+    write_catalog(tmp_path, [item])
+    own = tmp_path / "own.yaml"
+    for place, mask, expected in (
+        ("stac: catalog.json", "{asset: scl, preset: scl}", ("scl.tif", (1,))),
+        ("stac: catalog.json", "{band: 2, values: [7]}", ("a.tif", (2,))),
+        ("paths: [a.tif]", "{band: 2, values: [7]}", ("a.tif", (2,))),
+    ):
+        own.write_text(f"kind: source\ntitle: mine\nasset: picture\n{place}\nmask: {mask}\n")
+        (scene,) = find_scenes([str(own)], aoi=aoi, search=Search()).scenes
+        assert scene.mask is not None
+        assert (Path(scene.mask.href).name, scene.mask.bands) == expected
+    own.write_text("kind: source\ntitle: mine\nstac: catalog.json\nasset: picture\nmask: {asset: qa, preset: scl}\n")
+    with pytest.raises(SourceError, match=r"\(mask\) has no asset qa; it has picture, scl, thumbnail"):
+        find_scenes([str(own)], aoi=aoi, search=Search())
 
 
 def test_a_users_own_config_names_files_beside_it(tmp_path: Path, aoi: AOI) -> None:

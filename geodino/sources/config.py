@@ -7,11 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from geodino.errors import SourceError
 from geodino.settings import read_yaml, validate
-from geodino.shipped import config_path
+from geodino.shipped import config_path, sample_catalog
 from geodino.sources.mask import MaskSpec
-from geodino.sources.raster import is_remote, local_path
+from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of, without_secrets
 
+# What a folder that is a static catalog holds.
+_ROOTS = ("catalog.json", "collection.json")
 # YAML reads `bands: [1, 2, 3]` as numbers.
 _Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 
@@ -75,6 +78,42 @@ def source_config(what: str) -> SourceConfig:
         return config
     stac = None if config.stac is None else _beside(path, config.stac)
     return config.model_copy(update={"stac": stac, "paths": tuple(_beside(path, href) for href in config.paths)})
+
+
+def resolve(source: str) -> SourceConfig:
+    """What a user calls a source, as the config that says the same: a file, folder, catalog, API, or a config's name.
+
+    Raises
+    ------
+    SourceError
+        No such file or folder.
+    ConfigError
+        No such config, or one with a fault.
+    """
+    if source == "sample":
+        return _unnamed(source, stac=str(sample_catalog()))
+    if is_remote(source):
+        return _unnamed(source, paths=(source,)) if _is_raster(source) else _unnamed(source, stac=source)
+    if is_config_file(source):
+        return source_config(source)
+    path = local_path(source)
+    if path.is_dir():
+        roots = [path / root for root in _ROOTS if (path / root).is_file()]
+        return _unnamed(source, stac=str(roots[0])) if roots else _unnamed(source, paths=(source,))
+    if path.is_file():
+        is_json = path.suffix in (".json", ".geojson")
+        return _unnamed(source, stac=source) if is_json else _unnamed(source, paths=(source,))
+    if path.suffix or path.name != source:
+        raise SourceError(f"source {source}: no such file or folder")
+    return source_config(source)
+
+
+def _unnamed(source: str, stac: str | None = None, paths: tuple[str, ...] = ()) -> SourceConfig:
+    return SourceConfig(kind="source", title=without_secrets(source), stac=stac, paths=paths)
+
+
+def _is_raster(href: str) -> bool:
+    return suffix_of(href) in RASTER_SUFFIXES
 
 
 def is_config_file(source: str) -> bool:

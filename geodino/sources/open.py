@@ -17,11 +17,11 @@ from shapely.geometry.base import BaseGeometry
 from geodino.aoi import AOI
 from geodino.errors import AOIError, SourceError
 from geodino.shipped import sample_catalog
-from geodino.sources.config import SourceConfig, is_config_file, source_config
+from geodino.sources.config import SourceConfig, resolve
 from geodino.sources.geotiff import Hints, describe, expand_folder
 from geodino.sources.items import Choice, WantedItem, item_scene, sift, with_mask
 from geodino.sources.order import in_order
-from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of, without_secrets
+from geodino.sources.raster import is_remote, local_path, without_secrets
 from geodino.sources.scene import Scene
 from geodino.sources.search import Dropped, Found, Search, sentences
 from geodino.sources.stac import stac_items
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Where `auto` looks once the AOI is off the embedded sample.
 DEFAULT_SOURCE = "planetary-computer-naip"
-_ROOTS = ("catalog.json", "collection.json")
 # Headers read at once.
 _READERS = 8
 
@@ -94,27 +93,7 @@ def _together(results: Sequence[_Result]) -> _Result:
 def _find(source: str, aoi: AOI, search: Search) -> _Result:
     if source == "auto":
         return _find("sample" if _lies_on_sample(aoi) else DEFAULT_SOURCE, aoi, search)
-    if source == "sample":
-        return _plain_stac(str(sample_catalog()), aoi, search)
-    if is_remote(source):
-        return (
-            _files([source], aoi, search) if suffix_of(source) in RASTER_SUFFIXES else _plain_stac(source, aoi, search)
-        )
-    if is_config_file(source):
-        return _configured(source_config(source), aoi, search)
-    path = local_path(source)
-    if path.is_dir():
-        for root in _ROOTS:
-            if (path / root).is_file():
-                return _plain_stac(str(path / root), aoi, search)
-        return _folder(source, aoi, search)
-    if path.is_file():
-        return (
-            _plain_stac(source, aoi, search) if path.suffix in (".json", ".geojson") else _files([source], aoi, search)
-        )
-    if path.suffix or path.name != source:
-        raise SourceError(f"source {source}: no such file or folder")
-    return _configured(source_config(source), aoi, search)
+    return _configured(resolve(source), aoi, search)
 
 
 def _configured(config: SourceConfig, aoi: AOI, search: Search) -> _Result:
@@ -140,10 +119,6 @@ def _configured(config: SourceConfig, aoi: AOI, search: Search) -> _Result:
 def choice_of(config: SourceConfig, search: Search) -> Choice:
     """How the Items of a configured source become scenes."""
     return Choice(config.asset, search.bands, search.radiometry, config.sign, config.mask)
-
-
-def _plain_stac(href: str, aoi: AOI, search: Search) -> _Result:
-    return _stac(href, Choice(bands=search.bands, radiometry=search.radiometry), aoi, search)
 
 
 def _stac(href: str, choice: Choice, aoi: AOI, search: Search) -> _Result:
