@@ -56,15 +56,17 @@ class Masks:
     ----------
     scenes
         In mosaic order, with and without masks.
+    verify
+        Whether every block is checked when it is read.
     """
 
-    def __init__(self, scenes: Sequence[Scene], grid: Grid) -> None:
+    def __init__(self, scenes: Sequence[Scene], grid: Grid, *, verify: bool = False) -> None:
         self._grid = grid
         with_masks = [number for number, scene in enumerate(scenes) if scene.mask is not None]
         self._place = {number: place for place, number in enumerate(with_masks)}
         self._bands = [mask for scene in scenes if (mask := scene.mask) is not None]
         stand_ins = [_as_scene(scenes[number], mask) for number, mask in zip(with_masks, self._bands, strict=True)]
-        self._warped = WarpedScenes(stand_ins, grid, "nearest")
+        self._warped = WarpedScenes(stand_ins, grid, "nearest", verify=verify)
 
     def hidden(self, number: int, window: Window) -> Bools:
         """Where a scene's ground is hidden, (H, W); the same for a pixel whatever the window.

@@ -54,6 +54,8 @@ class Mosaic:
     resampling
         How pixels come onto the grid: nearest, bilinear, cubic, cubic_spline, lanczos or average. A scene that lies on
         the grid already keeps its pixels exactly.
+    verify
+        Whether every block is checked when it is read, as `WarpedScenes` does it.
 
     Raises
     ------
@@ -63,15 +65,15 @@ class Mosaic:
         Unknown resampling.
     """
 
-    def __init__(self, scenes: Sequence[Scene], grid: Grid, resampling: str = "cubic") -> None:
+    def __init__(self, scenes: Sequence[Scene], grid: Grid, resampling: str = "cubic", *, verify: bool = False) -> None:
         if resampling not in RESAMPLINGS:
             raise ConfigError(f"resampling {resampling} must be one of {', '.join(RESAMPLINGS)}")
         if not 0 < len(scenes) <= np.iinfo(np.uint16).max:
             raise SourceError(f"a mosaic takes 1 to 65535 scenes, not {len(scenes)}")
         self.grid = grid
         self.scenes = tuple(scenes)
-        self._warped = WarpedScenes(self.scenes, grid, resampling)
-        self._masks = Masks(self.scenes, grid)
+        self._warped = WarpedScenes(self.scenes, grid, resampling, verify=verify)
+        self._masks = Masks(self.scenes, grid, verify=verify)
         self._lock = threading.Lock()
         self._hidden_px, self._seen_px = [0] * len(self.scenes), [0] * len(self.scenes)
         self._footprints = shapely.STRtree([scene.footprint_in(grid.crs) for scene in self.scenes])
