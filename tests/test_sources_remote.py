@@ -266,7 +266,7 @@ def test_a_file_that_ends_early_is_refused_by_name(folder: Path, tmp_path: Path)
 def test_the_local_part_of_a_remote_file_goes_with_its_readers(server: FaultServer) -> None:
     tiff = RemoteTiff(HttpRanges(f"{server.url}/a.tif"), "a.tif")
     path = tiff.path
-    tiff.need((SIDE, SIDE), WINDOW)
+    tiff.need((SIDE, SIDE), [WINDOW])
     # Sparse: as long as the remote file, and lighter.
     assert path.stat().st_size == tiff._ranges.size
     assert path.stat().st_blocks * 512 < tiff._ranges.size

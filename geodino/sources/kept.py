@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -31,16 +31,24 @@ class Kept(Generic[Key, Value]):
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
         """The value of a key; raises what `make` raises, and keeps nothing then."""
+        return self.get_all([key], lambda keys: [make()])[0]
+
+    def get_all(self, keys: Sequence[Key], make: Callable[[list[Key]], list[Value]]) -> list[Value]:
+        """The values of keys; `make` is given those that nobody has made or is making, and must not ask here itself."""
+        mine = []
         with self._lock:
-            future = self._held.get(key)
-            mine = future is None
-            if future is None:
-                future = self._held[key] = Future()
-            else:
-                self._held.move_to_end(key)
+            futures = []
+            for key in keys:
+                future = self._held.get(key)
+                if future is None:
+                    future = self._held[key] = Future()
+                    mine.append((key, future))
+                else:
+                    self._held.move_to_end(key)
+                futures.append(future)
         if mine:
-            self._make(key, make, future)
-        return future.result()
+            self._make(mine, make)
+        return [future.result() for future in futures]
 
     def clear(self) -> None:
         """Keep nothing; what is being made goes on."""
@@ -48,20 +56,25 @@ class Kept(Generic[Key, Value]):
             self._held.clear()
             self._bytes = 0
 
-    def _make(self, key: Key, make: Callable[[], Value], future: Future[Value]) -> None:
+    def _make(self, mine: list[tuple[Key, Future[Value]]], make: Callable[[list[Key]], list[Value]]) -> None:
         try:
-            value = make()
+            values = make([key for key, _ in mine])
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of anything
             with self._lock:
-                if self._held.get(key) is future:
-                    del self._held[key]
-            future.set_exception(error)
+                for key, future in mine:
+                    if self._held.get(key) is future:
+                        del self._held[key]
+            for _, future in mine:
+                future.set_exception(error)
             return
-        future.set_result(value)
+        for (_, future), value in zip(mine, values, strict=True):
+            future.set_result(value)
         with self._lock:
-            if self._held.get(key) is not future:
-                return
-            self._bytes += self._size(value)
+            self._bytes += sum(
+                self._size(value)
+                for (key, future), value in zip(mine, values, strict=True)
+                if self._held.get(key) is future
+            )
             for old in list(self._held):
                 if self._bytes <= self._limit:
                     break

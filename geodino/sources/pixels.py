@@ -80,7 +80,7 @@ class PixelFiles:
 
     def __init__(self, *, verify: bool = False) -> None:
         self._verify = verify
-        self._kept: Kept[tuple[Asked, int, int], Planes] = Kept(KEPT_BYTES, _bytes_of)
+        self._kept: Kept[tuple[Asked, Window], Planes] = Kept(KEPT_BYTES, _bytes_of)
         self._tiffs: Kept[tuple[str, str | None], RemoteTiff | LocalTiff] = Kept(REMOTE_FILES, lambda tiff: 1)
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -97,27 +97,22 @@ class PixelFiles:
         """
         raster = self._handle(asked).raster
         height, width = _unit(raster, asked)
-        places = [
-            (row, col)
-            for row in range(window.row // height, -(-window.row_stop // height))
-            for col in range(window.col // width, -(-window.col_stop // width))
+        image = Window(0, 0, *raster.shape)
+        units = [
+            Window(row, col, height, width).intersection(image)
+            for row in range(window.row // height * height, window.row_stop, height)
+            for col in range(window.col // width * width, window.col_stop, width)
         ]
-        self._fetch(asked, window)
-        values: npt.NDArray[np.generic] | None = None
-        mask: npt.NDArray[np.bool_] | None = None
-        for row, col in places:
-            whole = Window(row * height, col * width, height, width)
-            unit = whole.intersection(Window(0, 0, *raster.shape))
-            planes = self._kept.get((asked, row, col), lambda unit=unit: self._decode(asked, unit))  # type: ignore[misc]
-            if values is None:
-                values = np.empty((len(asked.bands), *window.shape), planes.values.dtype)
-                mask = None if planes.mask is None else np.empty(window.shape, bool)
+        keys = [(asked, unit) for unit in units]
+        found = self._kept.get_all(keys, lambda keys: self._decode(asked, [unit for _, unit in keys]))
+        values = np.empty((len(asked.bands), *window.shape), found[0].values.dtype)
+        mask = None if found[0].mask is None else np.empty(window.shape, bool)
+        for unit, planes in zip(units, found, strict=True):
             part = unit.intersection(window)
             here, there = part.slices_in(window), part.slices_in(unit)
             values[:, *here] = planes.values[:, *there]
             if mask is not None and planes.mask is not None:
                 mask[here] = planes.mask[there]
-        assert values is not None, (asked, window)
         return Planes(values, mask)
 
     def overviews(self, asked: Asked) -> list[tuple[tuple[int, int], rasterio.Affine]]:
@@ -139,44 +134,33 @@ class PixelFiles:
         self._kept.clear()
         self._tiffs.clear()
 
-    def _fetch(self, asked: Asked, window: Window) -> None:
-        """Have the bytes of a window here, in as few requests as they take."""
-        handle = self._handle(asked)
-        if handle.tiff is not None:
-            height, width = _unit(handle.raster, asked)
-            row, col = window.row // height * height, window.col // width * width
-            whole = Window(
-                row, col, -(-window.row_stop // height) * height - row, -(-window.col_stop // width) * width - col
-            )
-            handle.tiff.need(handle.raster.shape, whole)
-
-    def _decode(self, asked: Asked, unit: Window) -> Planes:
+    def _decode(self, asked: Asked, units: list[Window]) -> list[Planes]:
         """Whole blocks, decoded; fetched again where what came cannot be decoded."""
-        what = without_secrets(asked.href)
 
-        def attempt(number: int) -> Planes:
+        def attempt(number: int) -> list[Planes]:
             handle = self._handle(asked)
+            shape = handle.raster.shape
             if handle.tiff is not None:
-                handle.tiff.need(handle.raster.shape, unit)
+                handle.tiff.need(shape, units)
             try:
-                if isinstance(handle.tiff, RemoteTiff):
-                    # Opened after its blocks came: see `remote`.
-                    with self._plain(asked, asked.overview) as raster, environment([str(handle.tiff.path)]):
-                        return _planes(raster, asked, unit)
                 with environment([asked.href]):
-                    return _planes(handle.raster, asked, unit)
+                    if not isinstance(handle.tiff, RemoteTiff):
+                        return [_planes(handle.raster, asked, unit) for unit in units]
+                    # Opened after its blocks came: see `remote`.
+                    with self._plain(asked, asked.overview) as raster:
+                        return [_planes(raster, asked, unit) for unit in units]
             except GDAL_ERRORS as error:
                 self._drop(asked)
-                plain_remote = handle.tiff is None and is_remote(asked.href)
                 if isinstance(handle.tiff, RemoteTiff):
-                    handle.tiff.forget(handle.raster.shape, unit)
-                elif plain_remote:
+                    handle.tiff.forget(shape, units)
+                elif is_remote(asked.href):
                     forget(signed(asked.href, asked.sign, again=number > 1))
                 final = number >= DAMAGED_ATTEMPTS or not is_remote(asked.href)
                 raise AttemptError(causes(error), final=final) from error
 
-        where = f"{what}, rows {unit.row} to {unit.row_stop}, columns {unit.col} to {unit.col_stop}"
-        return patiently(where, attempt, ranges.PATIENCE)
+        first, last = units[0], units[-1]
+        where = f"rows {first.row} to {last.row_stop}, columns {first.col} to {last.col_stop}"
+        return patiently(f"{without_secrets(asked.href)}, {where}", attempt, ranges.PATIENCE)
 
     def _handle(self, asked: Asked) -> _Handle:
         """This thread's open file; the one used longest ago makes room."""

@@ -11,8 +11,8 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,10 @@ MOST_BYTES = 8 * 2**20
 AROUND = 4
 # Bytes that stay damaged so often are so on the server, and not from the way.
 DAMAGED_ATTEMPTS = 3
+
+
+# A window meets blocks that do not lie together, such as those of the next row: these are asked for side by side.
+_FETCHERS = ThreadPoolExecutor(16, thread_name_prefix="geodino-fetch")
 
 
 class _Key(NamedTuple):
@@ -83,15 +87,15 @@ class RemoteTiff:
         self._pages.update(range(-(-came // PAGE) if came == file.size else came // PAGE))
         self.directories = read_directories(self._header, file.size, self._what)
 
-    def need(self, shape: tuple[int, int], window: Window) -> None:
-        """Have all blocks of a window there, of each image of that shape: the picture or an overview, and its mask.
+    def need(self, shape: tuple[int, int], windows: Sequence[Window]) -> None:
+        """Have all blocks of some windows there, of each image of that shape: the picture or an overview, and its mask.
 
         Parameters
         ----------
         shape
             (height, width) of the image.
-        window
-            Its pixels; what lies outside of the image is not asked for.
+        windows
+            Of its pixels; what lies outside of the image is not asked for.
 
         Raises
         ------
@@ -102,7 +106,7 @@ class RemoteTiff:
             _Key(number, block)
             for number, directory in enumerate(self.directories)
             if directory.shape == shape
-            for block in directory.blocks(window)
+            for block in _blocks(directory, windows)
             if directory.sizes[block]
         ]
         mine, all_of_them = [], []
@@ -113,39 +117,39 @@ class RemoteTiff:
                     future = self._coming[key] = Future()
                     mine.append(key)
                 all_of_them.append(future)
-        # Whatever happens, whoever waits for a block must hear of it.
         runs = self._runs(mine)
-        while runs:
-            run = runs.pop(0)
-            try:
-                self._fetch(run)
-            except (ReadError, OutputError) as error:
-                self._fail(run, error)
-            except BaseException:
-                for left in (run, *runs):
-                    self._fail(left, ReadError(f"{self._what}: the read that fetched this block was interrupted"))
-                raise
-            else:
-                for key in run:
-                    self._coming[key].set_result(None)
+        for run in runs[1:]:
+            _FETCHERS.submit(self._settle, run)
+        for run in runs[:1]:
+            self._settle(run)
         for future in all_of_them:
             future.result()
 
-    def forget(self, shape: tuple[int, int], window: Window) -> None:
-        """Have the blocks of a window fetched anew by the next who needs them, as they could not be decoded."""
+    def forget(self, shape: tuple[int, int], windows: Sequence[Window]) -> None:
+        """Have the blocks of windows fetched anew by the next who needs them, as they could not be decoded."""
         with self._lock:
             for number, directory in enumerate(self.directories):
-                for block in directory.blocks(window) if directory.shape == shape else ():
+                for block in _blocks(directory, windows) if directory.shape == shape else ():
                     future = self._coming.get(_Key(number, block))
                     if future is not None and future.done():
                         del self._coming[_Key(number, block)]
 
-    def _fail(self, run: Sequence[_Key], error: ReadError | OutputError) -> None:
-        with self._lock:
-            # The next window that needs them may have more luck.
-            futures = [self._coming.pop(key) for key in run]
-        for future in futures:
-            future.set_exception(error)
+    def _settle(self, run: Sequence[_Key]) -> None:
+        """Fetch a run of blocks; whatever happens, whoever waits for them hears of it."""
+        error: Exception | None = None
+        try:
+            self._fetch(run)
+        except (ReadError, OutputError) as caught:
+            error = caught
+        except BaseException:
+            error = ReadError(f"{self._what}: the read that fetched this block was interrupted")
+            raise
+        finally:
+            with self._lock:
+                # Where it failed, the next window that needs them may have more luck.
+                futures = [self._coming[key] if error is None else self._coming.pop(key) for key in run]
+            for future in futures:
+                future.set_result(None) if error is None else future.set_exception(error)
 
     def _fetch(self, run: Sequence[_Key]) -> None:
         start = max(min(self._place(key)[0] for key in run) - AROUND, 0)
@@ -218,10 +222,10 @@ class LocalTiff:
         self.directories = read_directories(self._read, self._size, str(path))
         self._sound: set[tuple[int, int]] = set()
 
-    def need(self, shape: tuple[int, int], window: Window) -> None:
-        """Look at all blocks of a window, of each image of that shape; ReadError where one is damaged."""
+    def need(self, shape: tuple[int, int], windows: Sequence[Window]) -> None:
+        """Look at all blocks of some windows, of each image of that shape; ReadError where one is damaged."""
         for number, directory in enumerate(self.directories):
-            for block in directory.blocks(window) if directory.shape == shape else ():
+            for block in _blocks(directory, windows) if directory.shape == shape else ():
                 if (number, block) in self._sound:
                     continue
                 start, length = int(directory.offsets[block]), int(directory.sizes[block])
@@ -234,6 +238,10 @@ class LocalTiff:
 
     def _read(self, start: int, stop: int) -> bytes:
         return os.pread(self._file, stop - start, start)
+
+
+def _blocks(directory: Directory, windows: Sequence[Window]) -> Iterable[int]:
+    return dict.fromkeys(block for window in windows for block in directory.blocks(window))
 
 
 def _write(file: int, body: bytes, start: int) -> None:
