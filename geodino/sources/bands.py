@@ -50,10 +50,13 @@ def choose_rgb(labels: Sequence[BandLabel], wanted: Sequence[str] | None, where:
         One or two bands, a palette, an unknown band, or no way to tell.
     """
     if any(label.colour == "palette" for label in labels):
-        raise SourceError(f"{where} is a palette image; expand it first: gdal_translate -expand rgb")
+        raise SourceError(f"{where} is a palette image; expand it first: gdal_translate -expand rgb IN OUT")
     if len(labels) < 3:
         count = f"{len(labels)} band" + "s" * (len(labels) != 1)
-        raise SourceError(f"{where} has {count}; red, green and blue are needed")
+        raise SourceError(
+            f"{where} has {count}; red, green and blue are needed; where each has its own file: "
+            "gdalbuildvrt -separate rgb.vrt RED GREEN BLUE, or a STAC Item with three assets"
+        )
     if wanted is not None:
         if len(wanted) != 3:
             raise SourceError(f"bands {','.join(wanted)} must be three: red, green, blue")

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from odc.geo.crs import CRS
+from pyproj import CRS as ProjCRS
+from pyproj import Transformer
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window as RasterWindow
 
-from geodino.errors import ReadError, SourceError
+from geodino.errors import GeodinoError, ReadError, SourceError
+from geodino.grid import utm_crs
 from geodino.radiometry import Radiometry, as_triple, decide, profile, stretch
 from geodino.sources.bands import AssetBand, BandLabel, choose_rgb
-from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, open_raster, read_errors, without_secrets
-from geodino.sources.scene import Alpha, Band, Facts, Scene, ground_gsd, horizontal_crs
+from geodino.sources.raster import (
+    RASTER_SUFFIXES,
+    is_remote,
+    local_path,
+    open_beside,
+    open_raster,
+    read_errors,
+    without_secrets,
+)
+from geodino.sources.scene import Alpha, Band, Facts, Scene, ground_gsd, horizontal_crs, through
 from geodino.sources.signing import signed
 
 logger = logging.getLogger(__name__)
@@ -34,8 +48,9 @@ ALPHA_SIDE = 512
 ALPHA_GREY_SHARE = 0.1
 # What full alpha is in files: yes/no, 8, 10, 12, 15 and 16 bits, whatever type holds them.
 _ALPHA_FULL = (1.0, 255.0, 1023.0, 4095.0, 32767.0, 65535.0)
-# A block is decoded whole, so a larger one is a trap or a mistake.
-MAX_BLOCK_PIXELS = 16_384 * 16_384
+# A scene that cannot be thinned to such a side from its overviews is sampled: to thin 60,000 px reads 10 GB.
+_MOST_SIDE = 4 * STRETCH_SIDE
+_SAMPLES, _SAMPLE_SIDE = 16, 64
 
 _SPECTRAL_NAMES = frozenset({"nir", "nir08", "near infrared", "near-infrared", "infrared", "rededge", "swir16"})
 
@@ -125,7 +140,18 @@ def _opened(href: str, hints: Hints) -> rasterio.DatasetReader:
             raise ReadError(f"{href}: no such file")
         if not path.stat().st_size:
             raise ReadError(f"{href} is empty (0 bytes); fetch it again")
-    return open_raster(signed(href, hints.sign))
+        if path.suffix.lower() == ".vrt" and hints.facts.item:
+            raise SourceError(f"{href} is a VRT, which may read any file or server; give it itself with --source")
+    raster = open_raster(signed(href, hints.sign))
+    try:
+        _check_beside(raster, href, hints)
+        # Overviews claim sizes of their own; to open one checks them.
+        for overview in range(len(raster.overviews(1))):
+            open_raster(signed(href, hints.sign), overview=overview).close()
+    except GeodinoError:
+        raster.close()
+        raise
+    return raster
 
 
 def _scene(
@@ -135,6 +161,7 @@ def _scene(
     href, index = bands[0].href, bands[0].index
     _check_header(raster, href)
     crs = horizontal_crs(raster.crs.to_wkt())
+    _check_longitudes(raster, crs, href)
     facts = hints.facts
     if facts.datetime is None and facts.start is None:
         facts = replace(facts, datetime=_file_date(raster))
@@ -159,19 +186,64 @@ def _scene(
 
 def _check_header(raster: rasterio.DatasetReader, href: str) -> None:
     """Refuses, by name, what cannot be laid over the ground or is no picture."""
-    href = without_secrets(href)
-    if raster.crs is None:
-        gcps, _ = raster.gcps
-        why = " (it has ground control points only)" if gcps else " (it has RPCs only)" if raster.rpcs else ""
-        raise SourceError(f"{href} has no CRS{why}; warp it, or set it: gdal_edit.py -a_srs EPSG:...")
-    if raster.transform.is_identity or not raster.transform.determinant:
-        raise SourceError(f"{href} has no geotransform; warp it with gdalwarp first")
+    name = without_secrets(href)
+    if raster.crs is None or raster.transform.is_identity or not raster.transform.determinant:
+        raise SourceError(f"{name} {_misplaced(raster)}")
     for dtype in raster.dtypes:
         if dtype not in DTYPES:
-            raise SourceError(f"{href} holds {dtype} numbers; one of {', '.join(DTYPES)} is needed")
-    for block in raster.block_shapes:
-        if math.prod(block) > MAX_BLOCK_PIXELS:
-            raise SourceError(f"{href} has blocks of {block[0]} x {block[1]} px; make a COG of it: rio cogeo create")
+            raise SourceError(f"{name} holds {dtype} numbers; one of {', '.join(DTYPES)} is needed")
+
+
+def _misplaced(raster: rasterio.DatasetReader) -> str:
+    """Why a raster lies nowhere on the ground, and the command that would place it."""
+    points, crs = raster.gcps
+    if points and crs is not None:
+        move = Transformer.from_crs(ProjCRS.from_wkt(crs.to_wkt()), "EPSG:4326", always_xy=True).transform
+        zone = utm_crs(*move(np.mean([point.x for point in points]), np.mean([point.y for point in points])))
+        return f"has only {len(points)} ground control points; rectify it: gdalwarp -tps -r cubic -t_srs {zone} IN OUT"
+    if raster.rpcs is not None:
+        zone = utm_crs(raster.rpcs.long_off, raster.rpcs.lat_off)
+        command = f"gdalwarp -rpc -to RPC_DEM=DEM -r cubic -t_srs {zone} IN OUT"
+        return f"has only RPCs; rectify it with a height model of the ground: {command}"
+    if raster.crs is None:
+        return "has no CRS; find out which it is and set it: rio edit-info --crs EPSG:... FILE"
+    return "has no geotransform; place it: gdal_translate -a_ullr WEST NORTH EAST SOUTH IN OUT"
+
+
+def _check_longitudes(raster: rasterio.DatasetReader, crs: CRS, href: str) -> None:
+    """Refuses a raster over the 180th meridian in a CRS that jumps there; one in UTM zone 1 or 60 is read."""
+    height, width = raster.shape
+    corners = [through(raster.transform, col, row) for col in (0, width) for row in (0, height)]
+    forth = Transformer.from_crs(ProjCRS.from_user_input(str(crs)), "EPSG:4326", always_xy=True)
+    lons, lats = zip(*(forth.transform(*corner) for corner in corners), strict=True)
+    if crs.geographic:
+        beyond = max(abs(x) for x, _ in corners) > 180 + 1e-6
+    else:
+        back = forth.transform(lons, lats, direction="INVERSE")
+        beyond = any(abs(x - there) > 1e6 for (x, _), there in zip(corners, back[0], strict=True))
+    if beyond:
+        zone = utm_crs((lons[0] + 180) % 360 - 180, lats[0])
+        raise SourceError(
+            f"{without_secrets(href)} reaches over the 180th meridian in {crs}, which jumps there; project it: "
+            f"gdalwarp -r cubic -t_srs {zone} IN OUT"
+        )
+
+
+def _check_beside(raster: rasterio.DatasetReader, href: str, hints: Hints) -> None:
+    """Refuses a remote file whose mask lies beside it: that is not read, and missing ground would be taken for black.
+
+    Asked only of a file that says nothing of missing pixels and has no overviews, as a COG has its mask within.
+    """
+    flags = raster.mask_flag_enums[0]
+    if not is_remote(href) or flags != [MaskFlags.all_valid] or raster.overviews(1):
+        return
+    path, question, query = signed(href, hints.sign).partition("?")
+    with contextlib.suppress(ReadError), open_beside(f"{path}.msk{question}{query}"):
+        name = without_secrets(href)
+        raise SourceError(
+            f"{name} has its mask in a file beside it, which is read on a local disk only; make one COG of both, or "
+            "download both"
+        )
 
 
 def _labels(raster: rasterio.DatasetReader, hints: Hints) -> list[BandLabel]:
@@ -243,7 +315,7 @@ def _alpha_sample(raster: rasterio.DatasetReader, number: int) -> npt.NDArray[np
     with read_errors(raster.name):
         values = raster.read(number, window=window)
         if not np.nan_to_num(values).any():
-            values = raster.read(number, out_shape=(rows, cols))
+            values = _few(raster, partial(raster.read, number))
     return np.asarray(np.nan_to_num(values))
 
 
@@ -261,16 +333,13 @@ def _radiometry(raster: rasterio.DatasetReader, scene: Scene, name: str, rgb: tu
 
 
 def _thinned(scene: Scene) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
-    """The whole scene thinned to about a million pixels (from overviews where it has them), and where it is valid."""
+    """A million pixels of the whole scene (from overviews where it has them), and where they are valid."""
     planes, masks = [], []
     for band in scene.bands:
         href = signed(band.href, scene.sign)
         with open_raster(href) as raster, read_errors(band.href):
-            height, width = raster.shape
-            shrink = max(1.0, max(height, width) / STRETCH_SIDE)
-            shape = (max(1, round(height / shrink)), max(1, round(width / shrink)))
-            planes.append(raster.read(band.index, out_shape=shape))
-            masks.append(_thinned_mask(raster, band.index, scene.alpha, shape))
+            planes.append(_few(raster, partial(raster.read, band.index)))
+            masks.append(_few_valid(raster, band.index, scene.alpha, planes[-1].shape))
     samples = np.stack(planes)
     valid = np.logical_and.reduce(masks)
     if scene.nodata is not None and not math.isnan(scene.nodata):
@@ -279,14 +348,29 @@ def _thinned(scene: Scene) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool
     return samples, valid & np.isfinite(samples).all(axis=0)
 
 
-def _thinned_mask(
-    raster: rasterio.DatasetReader, index: int, alpha: Alpha | None, shape: tuple[int, int]
+def _few(raster: rasterio.DatasetReader, read: Callable[..., npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
+    """What `read` gives of the whole raster, thinned, or in small squares on a lattice where that would read it all."""
+    height, width = raster.shape
+    longest = max(height, width)
+    if longest <= _MOST_SIDE * max([1, *raster.overviews(1)]):
+        shrink = max(1.0, longest / STRETCH_SIDE)
+        return read(out_shape=(max(1, round(height / shrink)), max(1, round(width / shrink))))
+    sides = min(_SAMPLE_SIDE, height), min(_SAMPLE_SIDE, width)
+    rows, cols = (
+        np.linspace(0, whole - side, _SAMPLES).astype(int).tolist()
+        for whole, side in zip(raster.shape, sides, strict=True)
+    )
+    return np.block([[read(window=RasterWindow(col, row, sides[1], sides[0])) for col in cols] for row in rows])
+
+
+def _few_valid(
+    raster: rasterio.DatasetReader, index: int, alpha: Alpha | None, shape: tuple[int, ...]
 ) -> npt.NDArray[np.bool_]:
     if alpha is not None:
-        return np.asarray(raster.read(alpha.index, out_shape=shape) > 0)
+        return _few(raster, partial(raster.read, alpha.index)).astype(np.float64) > 0
     flags = raster.mask_flag_enums[index - 1]
     if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-        return np.asarray(raster.read_masks(index, out_shape=shape) > 0)
+        return _few(raster, partial(raster.read_masks, index)).astype(bool)
     return np.ones(shape, bool)
 
 

@@ -1,16 +1,23 @@
 """How geodino opens rasters with GDAL: which drivers, which options, and one kind of error.
 
 A file behind a URL is opened with the driver that its name promises and no other. A VRT among them could name any file
-of this machine, and GDAL's WMS driver would call any server, so only a `.vrt` that lies on the user's disk is read.
+of this machine, and GDAL's WMS driver would call any server, so only a `.vrt` that lies on the user's disk is read, and
+what lies beside a GeoTIFF (.ovr, .msk) must be a GeoTIFF too. Nothing is looked for beside a file behind a URL.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
+import socket
+import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http.client import HTTPException
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
@@ -18,9 +25,10 @@ from urllib.request import Request, urlopen
 
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 
 from geodino.errors import ReadError, SourceError
+from geodino.sources.headers import check_claims
 
 # What GDAL raises through rasterio. CPLE errors are no RasterioError: a truncated file raises one or the other.
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
@@ -45,9 +53,13 @@ GDAL_OPTIONS = MappingProxyType(
         "VSI_CACHE_SIZE": 4 * 1024 * 1024,
     }
 )
-# Beside a local file lie its .msk, .ovr and .aux.xml, which only a directory listing finds. Its bytes are in the
-# system's cache; a second one in each open file held 1.5 GiB for 16 scenes of 27 MB (2026-11).
-LOCAL_OPTIONS = MappingProxyType({**GDAL_OPTIONS, "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE", "VSI_CACHE": False})
+# Beside a local file lie its .msk, .ovr and .aux.xml. TRUE: looked for by name, without a listing of the folder, in
+# which GDAL would find .oVr too. Its bytes are in the system's cache; a second one in each open file held 1.5 GiB for
+# 16 scenes of 27 MB (2026-11).
+LOCAL_OPTIONS = MappingProxyType({**GDAL_OPTIONS, "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "VSI_CACHE": False})
+# The names under which GDAL looks for overviews and masks beside a local file, and opens them with any driver.
+_BESIDE = (".ovr", ".OVR", ".msk", ".MSK")
+_FILTERS = threading.RLock()
 
 SCHEMES = MappingProxyType(
     {"https": "/vsicurl/", "http": "/vsicurl/", "s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/", "abfs": "/vsiaz/"}
@@ -60,7 +72,9 @@ _ANSWER_TIMEOUT_S = 10.0
 _WEB_PAGE = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
 
 _SECRET = re.compile(r"(\?)[^\s'\"<>]+")
-_PASSWORD = re.compile(r"(://)[^\s/@'\"<>]+@")
+_PASSWORD = re.compile(r"(://)[^\s/'\"<>]+@")
+# In a name these make GDAL take it for a document (`<VRTDataset ...`), or are in no URL and no sane file name.
+_UNFIT = re.compile(r"[<>\x00-\x1f\x7f]")
 
 
 def is_remote(href: str) -> bool:
@@ -87,15 +101,81 @@ def local_path(href: str) -> Path:
 
 
 def gdal_path(href: str) -> str:
-    """GDAL's name of a path or URL, such as /vsicurl/https://... ."""
+    """GDAL's name of a path or URL, such as /vsicurl/https://... ; that of a local file is absolute.
+
+    Raises
+    ------
+    SourceError
+        GDAL could take the name for something else than the file: a document, a virtual path, another bucket.
+    """
+    if _UNFIT.search(href):
+        raise SourceError(f"{without_secrets(href)!r} has <, > or a control character in it; rename the file")
     if not is_remote(href):
-        path = str(local_path(href))
+        # Absolute, so that no part of it is a prefix that GDAL knows, such as GTIFF_DIR: or NETCDF:.
+        path = str(local_path(href).absolute())
         # GDAL reads the network through such names, which would slip by the rules for URLs.
         if path.startswith("/vsi"):
             raise SourceError(f"{href}: GDAL's virtual paths are not read; give the URL or the file itself")
         return path
-    prefix = SCHEMES[urlsplit(href).scheme.lower()]
+    parts = urlsplit(href)
+    if ".." in unquote(parts.path).split("/") or parts.netloc == "..":
+        raise SourceError(f"{without_secrets(href)} goes up a folder (..); give the address that it leads to")
+    prefix = SCHEMES[parts.scheme.lower()]
     return prefix + (href if prefix == "/vsicurl/" else href.split("://", 1)[1])
+
+
+def check_link(href: str, via: str) -> None:
+    """Refuses an href that leads nearer to this machine than the document that names it.
+
+    A document on the internet may name no local file and no host of a private, loopback or link-local address, where
+    the metadata service of a cloud machine answers. One on the user's disk or in the user's own network may.
+
+    Parameters
+    ----------
+    href
+        Absolute.
+    via
+        Path or URL of the STAC document that names it.
+
+    Raises
+    ------
+    SourceError
+        Names both.
+
+    Notes
+    -----
+    Hosts are looked up once. A name that leads elsewhere at the next look-up, or a public server that redirects, is not
+    seen; then a GeoTIFF is asked for where there is none.
+    """
+    if not is_remote(via):
+        return
+    if not is_remote(href):
+        raise SourceError(f"{without_secrets(via)} is remote but points to the local file {href}")
+    if _is_inside(href) and not _is_inside(via):
+        raise SourceError(
+            f"{without_secrets(via)} is on the internet but points to {without_secrets(href)}, an address inside of "
+            "this network; if you trust it, save the document and give its path"
+        )
+
+
+def _is_inside(href: str) -> bool:
+    """Whether a URL's host is this machine or one of a network that the internet does not reach."""
+    parts = urlsplit(href)
+    # The hosts of the other schemes are buckets of a service that the user's environment names.
+    return parts.scheme.lower() in ("http", "https") and _is_inside_host(parts.hostname or "")
+
+
+@lru_cache(maxsize=1024)
+def _is_inside_host(host: str) -> bool:
+    # The system's look-up knows all spellings, such as 2130706433 for 127.0.0.1.
+    try:
+        found = {str(place[4][0]).partition("%")[0] for place in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        # Not to be reached but through a proxy, or not at all.
+        return False
+    addresses = [ip_address(text) for text in found]
+    mapped = [address.ipv4_mapped or address if isinstance(address, IPv6Address) else address for address in addresses]
+    return not all(address.is_global for address in mapped)
 
 
 def suffix_of(href: str) -> str:
@@ -124,16 +204,35 @@ def open_raster(href: str, *, overview: int | None = None) -> rasterio.DatasetRe
     ------
     ReadError
         If it cannot be reached, or is not what its name says.
+    SourceError
+        If it, or a mask or overviews beside it, names other files or asks for too much memory.
     """
     level = {} if overview is None else {"overview_level": overview}
+    path = gdal_path(href)
+    if not is_remote(href):
+        for beside in (f"{path}{suffix}" for suffix in _BESIDE if Path(path + suffix).exists()):
+            open_beside(beside).close()
     with read_errors(href), environment([href]):
         try:
-            return rasterio.open(gdal_path(href), driver=driver_of(href), sharing=False, **level)
+            raster = rasterio.open(path, driver=driver_of(href), sharing=False, **level)
         except RasterioIOError as error:
             why = _unfit_answer(href) if "not recognized" in str(error) else None
             if why is None:
                 raise
             raise ReadError(f"{without_secrets(href)} cannot be read: {why}") from error
+        try:
+            check_claims(raster, without_secrets(href))
+        except SourceError:
+            raster.close()
+            raise
+        return raster
+
+
+def open_beside(href: str) -> rasterio.DatasetReader:
+    """An open mask or overviews that lie beside a raster: as `open_raster`, but they need no place of their own."""
+    # Filters of warnings belong to all threads.
+    with _FILTERS, warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning):
+        return open_raster(href)
 
 
 def _unfit_answer(href: str) -> str | None:
@@ -192,3 +291,9 @@ def causes(error: BaseException) -> str:
 def without_secrets(text: str) -> str:
     """The text without the queries of its URLs, which may hold signatures, and without names and passwords in them."""
     return _PASSWORD.sub(r"\1", _SECRET.sub(r"\1...", text))
+
+
+def redact(record: logging.LogRecord) -> bool:
+    """A filter for log handlers: GDAL's and urllib3's own messages hold URLs with their signatures."""
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
