@@ -144,14 +144,24 @@ def _opened(href: str, hints: Hints) -> rasterio.DatasetReader:
             raise SourceError(f"{href} is a VRT, which may read any file or server; give it itself with --source")
     raster = open_raster(signed(href, hints.sign))
     try:
-        _check_beside(raster, href, hints)
-        # Overviews claim sizes of their own; to open one checks them.
-        for overview in range(len(raster.overviews(1))):
-            open_raster(signed(href, hints.sign), overview=overview).close()
+        if not _overviews(signed(href, hints.sign)):
+            _check_beside(raster, href, hints)
     except GeodinoError:
         raster.close()
         raise
     return raster
+
+
+def _overviews(href: str) -> int:
+    """How many overviews a raster has. Each is opened, as its header claims sizes of its own.
+
+    Not counted by rasterio, which holds up all threads while GDAL asks a server for their headers.
+    """
+    count = 0
+    with contextlib.suppress(ReadError):
+        while open_raster(href, overview=count).close() is None:
+            count += 1
+    return count
 
 
 def _scene(
@@ -234,8 +244,7 @@ def _check_beside(raster: rasterio.DatasetReader, href: str, hints: Hints) -> No
 
     Asked only of a file that says nothing of missing pixels and has no overviews, as a COG has its mask within.
     """
-    flags = raster.mask_flag_enums[0]
-    if not is_remote(href) or flags != [MaskFlags.all_valid] or raster.overviews(1):
+    if not is_remote(href) or raster.mask_flag_enums[0] != [MaskFlags.all_valid]:
         return
     path, question, query = signed(href, hints.sign).partition("?")
     with contextlib.suppress(ReadError), open_beside(f"{path}.msk{question}{query}"):
