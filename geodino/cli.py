@@ -16,7 +16,8 @@ from geodino import __version__
 from geodino.cli_evaluate import evaluate
 from geodino.cli_stats import stats
 from geodino.cli_train import train
-from geodino.errors import GeodinoError, OutputError
+from geodino.errors import DONE_IN_PART, GeodinoError, OutputError
+from geodino.redaction import redact
 
 if TYPE_CHECKING:
     from geodino.plan import RunOptions
@@ -39,6 +40,8 @@ def cli(debug: bool, verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(redact)
     if not verbose:
         # Its retries are told by the error that ends them.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -91,6 +94,14 @@ def cli(debug: bool, verbose: bool) -> None:
     type=click.IntRange(1, 64),
     help="Threads that read imagery; else 8, or 1 for files and a model on the CPU.",
 )
+@click.option(
+    "--on-read-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What becomes of imagery that cannot be read after all attempts; skipped ground is nodata.",
+)
+@click.option("--verify", is_flag=True, help="Hold every block that is read against its checksum, where it has one.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in the folder.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record (or the plan) as JSON on standard output.")
@@ -121,6 +132,8 @@ def run(
         click.echo(json.dumps(record.as_dict(), indent=2))
     elif not quiet:
         click.echo(f"{record.as_text()}\nthe results are in {folder}")
+    if not dry_run and record.losses:
+        sys.exit(DONE_IN_PART)
 
 
 @cli.group()

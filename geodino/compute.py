@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geodino.aoi import AOIMask
-from geodino.errors import ConfigError, SourceError
+from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid, Window
 from geodino.models import Model
 from geodino.models.predictor import LAYERS
@@ -60,6 +60,8 @@ def compute(plan: Plan, products: Products, model: Model, folder: OutputFolder, 
     ------
     SourceError
         The imagery has no valid pixel in the AOI.
+    ReadError
+        Imagery cannot be read, and is not to be skipped; or all of it was.
     ConfigError
         The windows do not fit the model's coarser maps.
     """
@@ -67,7 +69,13 @@ def compute(plan: Plan, products: Products, model: Model, folder: OutputFolder, 
     inside = AOIMask(plan.geometry, plan.grid)
     watch.begin("windows", len(plan.places))
     with (
-        Mosaic(plan.scenes, plan.grid, resampling=plan.spec.resampling) as mosaic,
+        Mosaic(
+            plan.scenes,
+            plan.grid,
+            resampling=plan.spec.resampling,
+            verify=plan.options.verify,
+            skip_unreadable=plan.options.on_read_error == "skip",
+        ) as mosaic,
         closing(
             stream_cells(
                 plan.places,
@@ -88,10 +96,13 @@ def compute(plan: Plan, products: Products, model: Model, folder: OutputFolder, 
             watch.advance(done + len(tally.windows_empty))
     began = time.perf_counter()
     stages = replace(stages, hidden_shares=mosaic.hidden_shares())
+    tally.losses = sorted(mosaic.losses)
     for stage in (stages.maps, stages.ground, stages.heat):
         if stage is not None:
             stage.close()
     tally.write_s += time.perf_counter() - began
+    if not tally.pixels_written and tally.losses:
+        raise ReadError(f"no pixel of the AOI could be read; {len(tally.losses)} reads failed, as: {tally.losses[0]}")
     if not tally.pixels_written:
         raise SourceError("the imagery has no valid pixel in the AOI; give other dates or other imagery with --source")
     return stages

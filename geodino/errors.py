@@ -9,10 +9,13 @@
     ├── ModelError       (RuntimeError)  6  the model or its weights are refused
     └── OutputError      (OSError)       7  the output folder, the disk, another run in the same folder
 
+A run that was told to skip what cannot be read, and had to, ends with exit code 5: done in part.
+
 A message names the thing, the value, and what would do: `overlap 40 px must be a multiple of 16`.
 """
 
 __all__ = [
+    "DONE_IN_PART",
     "AOIError",
     "ConfigError",
     "GeodinoError",
@@ -22,6 +25,9 @@ __all__ = [
     "ReadError",
     "SourceError",
 ]
+
+
+DONE_IN_PART = 5
 
 
 class GeodinoError(Exception):

@@ -94,7 +94,7 @@ def run(
             started=started,
             watch=watch,
         )
-        plan = replace(plan, warnings=(*plan.warnings, *results.warnings))
+        plan = replace(plan, warnings=(*plan.warnings, *results.warnings, *_of_losses(tally, plan, watch)))
         tally.write_s += time.perf_counter() - written
         total_s = time.perf_counter() - began
         record = make_record(Finished(plan, model, name, tally, results.files, started, total_s, results.trees))
@@ -165,6 +165,16 @@ def settle(
         f"{plan.grid.crs} at {plan.grid.gsd} m"
     )
     return plan
+
+
+def _of_losses(tally: Tally, plan: Plan, watch: Watch) -> tuple[str, ...]:
+    """The warning where something could not be read."""
+    if not tally.losses:
+        return ()
+    lost_ha = tally.pixels_lost * plan.grid.gsd**2 / 1e4
+    sentence = f"{lost_ha:,.2f} ha are nodata: {count(len(tally.losses), 'read')} failed, as: {tally.losses[0]}"
+    watch.warn(sentence)
+    return (sentence,)
 
 
 def _load(name: str, products: Products, options: RunOptions) -> Model:

@@ -16,11 +16,11 @@ from shapely.geometry import MultiPolygon, Polygon
 from geodino.aoi import AOI, boxes_meet, read_aoi
 from geodino.errors import AOIError, ConfigError, SourceError
 from geodino.grid import Grid, Window, by_code, choose_crs, is_metric
+from geodino.redaction import without_secrets
 from geodino.settings import Harmonise, PipelineSpec
 from geodino.sources import Mosaic, Scene, Search, find_scenes
 from geodino.sources.acquisition import of_fitting_gsd, of_fitting_light
 from geodino.sources.harmonise import harmonise
-from geodino.sources.raster import without_secrets
 from geodino.sources.search import Dropped, sentences
 from geodino.windows import Place, Tiling
 
@@ -67,6 +67,10 @@ class RunOptions:
         How the model runs; they move numbers by less than the stated precision.
     threads
         Reader threads; None: what suits the imagery and the device (`reader_threads`).
+    on_read_error
+        `fail`, or `skip`: what cannot be read after all attempts becomes nodata, and is counted and named.
+    verify
+        Whether the bytes of each block that is read are held against their checksum, where they have one.
     overwrite
         Replace an earlier run's files.
     """
@@ -90,6 +94,8 @@ class RunOptions:
     device: str = "auto"
     batch_size: int | None = None
     threads: int | None = None
+    on_read_error: str = "fail"
+    verify: bool = False
     overwrite: bool = False
 
 
@@ -269,7 +275,7 @@ def find_imagery(spec: PipelineSpec, area: AOI, options: RunOptions, gsd_m: floa
         harmonised = harmonise(scenes, grid, how)
         scenes, notes = harmonised.scenes, (*notes, *harmonised.notes)
     dropped = (*found.dropped, *fitting.dropped, *judged.dropped)
-    return Imagery(scenes, dropped, grid, (*fitting.warnings, *_stretch_warnings(scenes), *notes))
+    return Imagery(scenes, dropped, grid, (*found.warnings, *fitting.warnings, *_stretch_warnings(scenes), *notes))
 
 
 def places_over(geometry: Polygon | MultiPolygon, grid: Grid, tiling: Tiling) -> list[Place]:

@@ -27,12 +27,14 @@ from geodino.outputs.record import (
     WindowsRecord,
 )
 from geodino.plan import Plan
+from geodino.redaction import without_secrets
 from geodino.sources.acquisition import acquisition_facts
-from geodino.sources.raster import without_secrets
 from geodino.sources.scene import dates, radiometry_notes
 from geodino.stream import Tally
 from geodino.windows import Tiling
 
+# Sentences of what could not be read that a record keeps.
+_MOST_LOSSES = 100
 _LIBRARIES = ("torch", "transformers", "rasterio", "pyproj", "odc-geo", "numpy")
 
 
@@ -111,6 +113,8 @@ def make_record(done: Finished) -> RunRecord:
         warnings=plan.warnings,
         mapped_percent_of_aoi=round(min(100 * mapped_m2 / plan.geometry.area, 100.0), 2),
         trees=done.trees,
+        lost_ha=round(tally.pixels_lost * plan.grid.gsd**2 / 1e4, 4),
+        losses=tuple(tally.losses[:_MOST_LOSSES]),
     )
 
 

@@ -28,12 +28,15 @@ from geodino.windows import Place, Tiling
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
-# Enough to hide the latency of remote reads, and no faster beyond: 8-16 threads read as many windows a second as 32.
-READER_THREADS = 8
+# Enough to hide 100 ms of latency, which 8 are not (benchmarks/remote.py, November 2026).
+READER_THREADS = 16
 
 
 class Pixels(Protocol):
-    """What a source gives for a window: `image` (3, H, W) in 0-1, `valid` (H, W), `scene` (H, W), 0 where none."""
+    """What a source gives for a window: `image` (3, H, W) in 0-1, `valid` (H, W), `scene` (H, W), 0 where none.
+
+    `lost` (H, W) where imagery is known to be but could not be read, None where there is no such pixel.
+    """
 
     @property
     def image(self) -> Floats: ...
@@ -41,6 +44,8 @@ class Pixels(Protocol):
     def valid(self) -> Bools: ...
     @property
     def scene(self) -> npt.NDArray[np.uint16]: ...
+    @property
+    def lost(self) -> Bools | None: ...
 
 
 class Source(Protocol):
@@ -92,18 +97,21 @@ class Tally:
 
     Seconds are wall time of the computing thread, so read + forward + stitch + write add up to the whole; `read_s` is
     the time spent waiting for chips, and `decode_s` the reader threads' own time, most of it behind the model's back.
+    `pixels_lost` are wanted pixels whose imagery could not be read, and `losses` says of each failed read why.
     """
 
     windows_run: int = 0
     windows_empty: list[Place] = field(default_factory=list)
     windows_filled: int = 0
     pixels_written: int = 0
+    pixels_lost: int = 0
     read_s: float = 0.0
     decode_s: float = 0.0
     forward_s: float = 0.0
     stitch_s: float = 0.0
     write_s: float = 0.0
     scene_pixels: Counter[int] = field(default_factory=Counter)
+    losses: list[str] = field(default_factory=list)
 
     def count(self, mapped: Bools, scene: npt.NDArray[np.uint16]) -> None:
         """Count the pixels of a square that are part of the map, and the scenes that gave them."""
@@ -183,13 +191,12 @@ def read_chips(
     Closing it waits for the reads under way.
     """
 
-    def read(place: Place) -> tuple[Chip | None, bool, float]:
+    def read(place: Place) -> tuple[_Read, float]:
         began = time.perf_counter()
-        chip, filled = _read_chip(place, tiling, source, wanted)
-        return chip, filled, time.perf_counter() - began
+        return _read_chip(place, tiling, source, wanted), time.perf_counter() - began
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="geodino-read")
-    pending: deque[tuple[Place, Future[tuple[Chip | None, bool, float]]]] = deque()
+    pending: deque[tuple[Place, Future[tuple[_Read, float]]]] = deque()
     ahead = iter(places)
     try:
         for place in ahead:
@@ -199,17 +206,18 @@ def read_chips(
         while pending:
             began = time.perf_counter()
             done, future = pending.popleft()
-            chip, filled, decode_s = future.result()
+            found, decode_s = future.result()
             tally.read_s += time.perf_counter() - began
             tally.decode_s += decode_s
             for place in ahead:
                 pending.append((place, pool.submit(read, place)))
                 break
-            if chip is None:
+            tally.pixels_lost += found.lost_px
+            if found.chip is None:
                 tally.windows_empty.append(done)
             else:
-                tally.windows_filled += filled
-                yield chip
+                tally.windows_filled += found.filled
+                yield found.chip
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -251,22 +259,28 @@ def fill_by_reflection(image: Floats, valid: Bools) -> Floats:
     return image[:, rows, cols]
 
 
-def _read_chip(
-    place: Place, tiling: Tiling, source: Source, wanted: Callable[[Window], Bools]
-) -> tuple[Chip | None, bool]:
+class _Read(NamedTuple):
+    """A chip if it holds what is wanted, whether it was filled, and how many wanted pixels of its cell are lost."""
+
+    chip: Chip | None
+    filled: bool = False
+    lost_px: int = 0
+
+
+def _read_chip(place: Place, tiling: Tiling, source: Source, wanted: Callable[[Window], Bools]) -> _Read:
     window = tiling.window(place)
-    of_support = tiling.support(place).slices_in(window)
+    of_support, of_cell = tiling.support(place).slices_in(window), tiling.cell(place).slices_in(window)
     inside = wanted(window)
     if not inside[of_support].any():
-        return None, False
+        return _Read(None)
     pixels = source.read(window)
+    lost_px = 0 if pixels.lost is None else int((inside & pixels.lost)[of_cell].sum())
     inside &= pixels.valid
     if not inside[of_support].any():
-        return None, False
+        return _Read(None, lost_px=lost_px)
     filled = not bool(pixels.valid.all())
     image = fill_by_reflection(pixels.image, pixels.valid) if filled else pixels.image
-    of_cell = tiling.cell(place).slices_in(window)
-    return Chip(place, image, inside[of_cell], pixels.scene[of_cell]), filled
+    return _Read(Chip(place, image, inside[of_cell], pixels.scene[of_cell]), filled, lost_px)
 
 
 def _batches(chips: Iterable[Chip], size: int) -> Iterator[list[Chip]]:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "geodino"
 
 # From the ground up: a module may import its own layer and those below it.
 LAYERS = [
-    {"geodino", "geodino.errors", "geodino.findings", "geodino.shipped", "geodino.watch"},
+    {"geodino", "geodino.redaction", "geodino.errors", "geodino.findings", "geodino.shipped", "geodino.watch"},
     {
         "geodino.grid",
         "geodino.windows",

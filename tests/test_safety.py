@@ -23,9 +23,10 @@ from source_scenes import GSD, SIDE, area_of_interest, make_item, write_catalog,
 from geodino import RunOptions, run
 from geodino.errors import GeodinoError, ReadError, SourceError
 from geodino.grid import Grid, Window
+from geodino.redaction import redact, without_secrets
 from geodino.sources import Mosaic, Scene, Search, find_scenes
 from geodino.sources.geotiff import describe
-from geodino.sources.raster import check_link, gdal_path, open_raster, redact, without_secrets
+from geodino.sources.raster import check_link, gdal_path, open_raster
 from geodino.sources.warp import footprint_window
 
 SECRET = "Zm9yYmlkZGVu"

@@ -148,7 +148,7 @@ def test_a_token_that_expires_is_renewed_when_the_server_refuses(folder: Path, m
             asked.append(again)
             return server.signed(href)
 
-        monkeypatch.setattr(signing, "SIGNERS", {"token": sign})
+        monkeypatch.setitem(signing.SIGNERS, "token", sign)
         files = PixelFiles()
         for row in range(0, SIDE, BLOCK):
             window = Window(row, 0, BLOCK, SIDE)

@@ -29,6 +29,7 @@ class Seen:
     image: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     scene: npt.NDArray[np.uint16]
+    lost: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass

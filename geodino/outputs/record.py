@@ -179,6 +179,10 @@ class RunRecord:
         How much of the AOI's pixels were mapped; `valid_percent` of a raster is of its bounding box.
     trees
         What was found of trees; None where they were not looked for.
+    lost_ha
+        Ground that was asked for and is nodata because its imagery could not be read.
+    losses
+        What could not be read and why, a sentence for each window of a scene, the first hundred.
     """
 
     geodino: str
@@ -200,6 +204,8 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     mapped_percent_of_aoi: float | None = None
     trees: TreesRecord | None = None
+    lost_ha: float = 0.0
+    losses: tuple[str, ...] = ()
     record_version: int = RECORD_VERSION
 
     def as_dict(self) -> dict[str, JsonValue]:
@@ -223,6 +229,8 @@ class RunRecord:
         windows, timings = self.windows, self.timings
         if self.mapped_percent_of_aoi is not None:
             lines.append(f"{self.mapped_percent_of_aoi:.1f} % of the AOI ({self.aoi.area_ha:,.2f} ha) mapped")
+        if self.losses:
+            lines.append(f"{self.lost_ha:,.2f} ha are nodata because imagery could not be read; run.json says which")
         if self.trees is not None:
             found = self.trees
             lines.append(

@@ -57,9 +57,7 @@ def of_fitting_light(scenes: Sequence[Scene], *, strict: bool) -> Judged:
             f"scene {first.id} is refused by {_STRICT} ({beyond[0]}){more}: give other dates or imagery, or leave "
             f"{_STRICT} out"
         )
-    dropped = [
-        Dropped(scenes[number].id, f"refused by {_STRICT} ({text})") for number, text in beyond.items()
-    ]
+    dropped = [Dropped(scenes[number].id, f"refused by {_STRICT} ({text})") for number, text in beyond.items()]
     silent = [scene for scene in kept if unknown_angles(scene.facts)]
     warnings = (f"{_named(silent)}: sun elevation or off-nadir angle unknown, kept unjudged",) if silent else ()
     return Judged(kept, sentences(dropped), warnings)

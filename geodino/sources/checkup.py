@@ -20,6 +20,7 @@ from pystac_client.stac_api_io import StacApiIO
 from geodino.errors import GeodinoError, ReadError, SourceError
 from geodino.findings import Finding, Findings
 from geodino.grid import Grid, Window, utm_crs
+from geodino.redaction import without_secrets
 from geodino.shipped import nearest
 from geodino.sources.assets import choose_assets
 from geodino.sources.config import resolve
@@ -27,7 +28,7 @@ from geodino.sources.geotiff import describe, expand_folder
 from geodino.sources.items import Choice, WantedItem, item_scene, sift
 from geodino.sources.mosaic import Mosaic
 from geodino.sources.open import DEFAULT_SOURCE, choice_of
-from geodino.sources.raster import is_remote, local_path, without_secrets
+from geodino.sources.raster import is_remote, local_path
 from geodino.sources.scene import Scene
 from geodino.sources.search import Dropped, Search
 from geodino.sources.signing import signed

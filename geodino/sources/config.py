@@ -5,18 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from geodino.errors import SourceError
+from geodino.redaction import without_secrets
 from geodino.settings import read_yaml, validate
-from geodino.shipped import config_path, sample_catalog
+from geodino.shipped import config_path, nearest, sample_catalog
 from geodino.sources.mask import MaskSpec
-from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of, without_secrets
+from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path, suffix_of
+from geodino.sources.signing import SIGNERS
 
 # What a folder that is a static catalog holds.
 _ROOTS = ("catalog.json", "collection.json")
 # YAML reads `bands: [1, 2, 3]` as numbers.
 _Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+
+
+def _known_hook(name: str) -> str:
+    if name not in SIGNERS:
+        raise ValueError(f"must be one of {', '.join(SIGNERS)}{nearest(name, sorted(SIGNERS))}")
+    return name
 
 
 class SourceConfig(BaseModel):
@@ -51,7 +59,7 @@ class SourceConfig(BaseModel):
     collections: tuple[str, ...] = ()
     asset: str | None = None
     bands: tuple[_Name, _Name, _Name] | None = None
-    sign: Literal["planetary-computer"] | None = None
+    sign: Annotated[str, AfterValidator(_known_hook)] | None = None
     mask: MaskSpec | None = None
 
     @model_validator(mode="after")

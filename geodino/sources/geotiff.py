@@ -6,10 +6,10 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
@@ -20,37 +20,26 @@ from odc.geo.crs import CRS
 from pyproj import CRS as ProjCRS
 from pyproj import Transformer
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.windows import Window as RasterWindow
 
 from geodino.errors import GeodinoError, ReadError, SourceError
 from geodino.grid import utm_crs
 from geodino.radiometry import Radiometry, as_triple, decide, profile, stretch
+from geodino.redaction import without_secrets
 from geodino.sources.bands import AssetBand, BandLabel, choose_rgb
-from geodino.sources.raster import (
-    RASTER_SUFFIXES,
-    is_remote,
-    local_path,
-    open_beside,
-    open_raster,
-    read_errors,
-    without_secrets,
-)
+from geodino.sources.pixels import Asked, PixelFiles
+from geodino.sources.ranges import open_ranges
+from geodino.sources.raster import RASTER_SUFFIXES, is_remote, local_path
+from geodino.sources.sampling import few, middle
 from geodino.sources.scene import Alpha, Band, Facts, Scene, ground_gsd, horizontal_crs, through
-from geodino.sources.signing import signed
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-# Side of the thinned scene whose percentiles are taken: about a million pixels.
-STRETCH_SIDE = 1024
 # Real alpha is 0 or full almost everywhere; a fourth band that GDAL took for alpha, such as near infrared, is not.
 ALPHA_SIDE = 512
 ALPHA_GREY_SHARE = 0.1
 # What full alpha is in files: yes/no, 8, 10, 12, 15 and 16 bits, whatever type holds them.
 _ALPHA_FULL = (1.0, 255.0, 1023.0, 4095.0, 32767.0, 65535.0)
-# A scene that cannot be thinned to such a side from its overviews is sampled: to thin 60,000 px reads 10 GB.
-_MOST_SIDE = 4 * STRETCH_SIDE
-_SAMPLES, _SAMPLE_SIDE = 16, 64
 
 _SPECTRAL_NAMES = frozenset({"nir", "nir08", "near infrared", "near-infrared", "infrared", "rededge", "swir16"})
 
@@ -95,11 +84,12 @@ def describe(href: str, *, bands: Sequence[str] | None = None, hints: Hints | No
         It cannot be reached or decoded.
     """
     hints = hints or Hints()
-    with _opened(href, hints) as raster:
+    with closing(PixelFiles()) as files, _opened(href, hints, files) as raster:
         numbers = choose_rgb(_labels(raster, hints), bands, without_secrets(href))
         red, green, blue = (Band(href, number) for number in numbers)
         trusted = _trusted(raster, hints)
-        return _scene(raster, (red, green, blue), hints, tuple(trusted[number - 1] for number in numbers if trusted))
+        said = tuple(trusted[number - 1] for number in numbers if trusted)
+        return _scene(raster, (red, green, blue), hints, said, files)
 
 
 def describe_separate(bands: tuple[Band, Band, Band], hints: Hints) -> Scene:
@@ -110,10 +100,10 @@ def describe_separate(bands: tuple[Band, Band, Band], hints: Hints) -> Scene:
     SourceError
         As `describe`, and where the three files differ in CRS, transform, shape, dtype or nodata.
     """
-    with _opened(bands[0].href, hints) as raster:
-        scene = _scene(raster, bands, hints, hints.bands)
+    with closing(PixelFiles()) as files, _opened(bands[0].href, hints, files) as raster:
+        scene = _scene(raster, bands, hints, hints.bands, files)
     for place, band in enumerate(bands[1:], 1):
-        with _opened(band.href, hints) as raster:
+        with closing(PixelFiles()) as files, _opened(band.href, hints, files) as raster:
             _check_header(raster, band.href)
             ours = (scene.shape, scene.dtype, scene.crs)
             theirs = (raster.shape, raster.dtypes[band.index - 1], horizontal_crs(raster.crs.to_wkt()))
@@ -133,7 +123,8 @@ def expand_folder(folder: str) -> list[str]:
     return found
 
 
-def _opened(href: str, hints: Hints) -> rasterio.DatasetReader:
+def _opened(href: str, hints: Hints, files: PixelFiles) -> rasterio.DatasetReader:
+    """A raster whose header may be read; its pixels are to be read through `files`."""
     if not is_remote(href):
         path = local_path(href)
         if not path.is_file():
@@ -142,9 +133,11 @@ def _opened(href: str, hints: Hints) -> rasterio.DatasetReader:
             raise ReadError(f"{href} is empty (0 bytes); fetch it again")
         if path.suffix.lower() == ".vrt" and hints.facts.item:
             raise SourceError(f"{href} is a VRT, which may read any file or server; give it itself with --source")
-    raster = open_raster(signed(href, hints.sign))
+    whole = Asked(href, hints.sign, None, (1,))
+    raster = files.open(whole)
     try:
-        if not _overviews(signed(href, hints.sign)):
+        # Each overview is opened, as its header claims sizes of its own.
+        if not files.overviews(whole):
             _check_beside(raster, href, hints)
     except GeodinoError:
         raster.close()
@@ -152,20 +145,12 @@ def _opened(href: str, hints: Hints) -> rasterio.DatasetReader:
     return raster
 
 
-def _overviews(href: str) -> int:
-    """How many overviews a raster has. Each is opened, as its header claims sizes of its own.
-
-    Not counted by rasterio, which holds up all threads while GDAL asks a server for their headers.
-    """
-    count = 0
-    with contextlib.suppress(ReadError):
-        while open_raster(href, overview=count).close() is None:
-            count += 1
-    return count
-
-
 def _scene(
-    raster: rasterio.DatasetReader, bands: tuple[Band, Band, Band], hints: Hints, rgb: tuple[AssetBand, ...]
+    raster: rasterio.DatasetReader,
+    bands: tuple[Band, Band, Band],
+    hints: Hints,
+    rgb: tuple[AssetBand, ...],
+    files: PixelFiles,
 ) -> Scene:
     """The scene whose red band lies in `raster`; `rgb` is what the Item says of the three bands, or nothing."""
     href, index = bands[0].href, bands[0].index
@@ -176,7 +161,7 @@ def _scene(
     if facts.datetime is None and facts.start is None:
         facts = replace(facts, datetime=_file_date(raster))
     dtype = raster.dtypes[index - 1]
-    alpha = _alpha(raster, [band.index for band in bands], hints) if _together(bands) else None
+    alpha = _alpha(raster, bands, hints, files) if _together(bands) else None
     scene = Scene(
         id=hints.id or PurePosixPath(urlsplit(href).path if is_remote(href) else local_path(href).name).stem,
         bands=bands,
@@ -191,7 +176,7 @@ def _scene(
         sign=hints.sign,
         facts=facts,
     )
-    return replace(scene, radiometry=_radiometry(raster, scene, hints.radiometry, rgb))
+    return replace(scene, radiometry=_radiometry(raster, scene, hints.radiometry, rgb, files))
 
 
 def _check_header(raster: rasterio.DatasetReader, href: str) -> None:
@@ -246,8 +231,9 @@ def _check_beside(raster: rasterio.DatasetReader, href: str, hints: Hints) -> No
     """
     if not is_remote(href) or raster.mask_flag_enums[0] != [MaskFlags.all_valid]:
         return
-    path, question, query = signed(href, hints.sign).partition("?")
-    with contextlib.suppress(ReadError), open_beside(f"{path}.msk{question}{query}"):
+    path, question, query = href.partition("?")
+    with contextlib.suppress(ReadError):
+        open_ranges(f"{path}.msk{question}{query}", hints.sign)
         name = without_secrets(href)
         raise SourceError(
             f"{name} has its mask in a file beside it, which is read on a local disk only; make one COG of both, or "
@@ -290,19 +276,24 @@ def _together(bands: tuple[Band, Band, Band]) -> bool:
     return len({band.href for band in bands}) == 1
 
 
-def _alpha(raster: rasterio.DatasetReader, picture: Sequence[int], hints: Hints) -> Alpha | None:
+def _alpha(
+    raster: rasterio.DatasetReader, bands: tuple[Band, Band, Band], hints: Hints, files: PixelFiles
+) -> Alpha | None:
     """The band that says which pixels are valid, unless it is a spectral band that GDAL took for alpha.
 
     GDAL writes any fourth 8-bit band as alpha unless told otherwise, so four-band aerial imagery often says so of its
     near infrared. It is told by its name, or by having grey values where alpha is 0 or full.
     """
     found = [number for number, colour in enumerate(raster.colorinterp, 1) if colour == ColorInterp.alpha]
-    if not found or found[0] in picture:
+    if not found or found[0] in [band.index for band in bands]:
         return None
     number = found[0]
     if _labels(raster, hints)[number - 1].names & _SPECTRAL_NAMES:
         return None
-    values = _alpha_sample(raster, number)
+    asked = Asked(bands[0].href, hints.sign, None, (number,))
+    values = np.nan_to_num(middle(files, asked, ALPHA_SIDE))
+    if not values.any():
+        values = np.nan_to_num(few(files, asked).values)
     most = float(values.max())
     # 8-bit alpha is often widened to 16 bits or to floats without scaling, so the type does not tell what full is.
     full = next((full for full in _ALPHA_FULL if most <= full), most)
@@ -316,19 +307,9 @@ def _alpha(raster: rasterio.DatasetReader, picture: Sequence[int], hints: Hints)
     return Alpha(number, full)
 
 
-def _alpha_sample(raster: rasterio.DatasetReader, number: int) -> npt.NDArray[np.generic]:
-    """The middle of an alpha band, or all of it thinned where the middle is empty; NaN is 0."""
-    height, width = raster.shape
-    rows, cols = min(height, ALPHA_SIDE), min(width, ALPHA_SIDE)
-    window = RasterWindow((width - cols) // 2, (height - rows) // 2, cols, rows)
-    with read_errors(raster.name):
-        values = raster.read(number, window=window)
-        if not np.nan_to_num(values).any():
-            values = _few(raster, partial(raster.read, number))
-    return np.asarray(np.nan_to_num(values))
-
-
-def _radiometry(raster: rasterio.DatasetReader, scene: Scene, name: str, rgb: tuple[AssetBand, ...]) -> Radiometry:
+def _radiometry(
+    raster: rasterio.DatasetReader, scene: Scene, name: str, rgb: tuple[AssetBand, ...], files: PixelFiles
+) -> Radiometry:
     """The scene's line: a profile, what the Item and the file say, or a stretch over the whole scene."""
     if name != "auto":
         return profile(name)
@@ -338,49 +319,24 @@ def _radiometry(raster: rasterio.DatasetReader, scene: Scene, name: str, rgb: tu
     if any(band.scale is not None or band.offset is not None for band in rgb):
         scale = [1.0 if band.scale is None else band.scale for band in rgb]
         offset = [0.0 if band.offset is None else band.offset for band in rgb]
-    return decide(scene.dtype, as_triple(scale), as_triple(offset)) or stretch(*_thinned(scene))
+    return decide(scene.dtype, as_triple(scale), as_triple(offset)) or stretch(*_thinned(scene, files))
 
 
-def _thinned(scene: Scene) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
+def _thinned(scene: Scene, files: PixelFiles) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
     """A million pixels of the whole scene (from overviews where it has them), and where they are valid."""
-    planes, masks = [], []
-    for band in scene.bands:
-        href = signed(band.href, scene.sign)
-        with open_raster(href) as raster, read_errors(band.href):
-            planes.append(_few(raster, partial(raster.read, band.index)))
-            masks.append(_few_valid(raster, band.index, scene.alpha, planes[-1].shape))
-    samples = np.stack(planes)
-    valid = np.logical_and.reduce(masks)
+    planes = [few(files, Asked(band.href, scene.sign, None, (band.index,))) for band in scene.bands]
+    samples = np.concatenate([plane.values for plane in planes])
+    valid = np.isfinite(samples).all(axis=0)
+    for plane in planes:
+        if plane.mask is not None:
+            valid &= plane.mask
+    if scene.alpha is not None:
+        alpha = few(files, Asked(scene.bands[0].href, scene.sign, None, (scene.alpha.index,))).values[0]
+        valid &= alpha.astype(np.float64) > 0
     if scene.nodata is not None and not math.isnan(scene.nodata):
         # After the cast to the file's type: -3.4e38 in the header is rounded otherwise than in a float32 pixel.
         valid &= ~np.all(samples == np.asarray(scene.nodata).astype(samples.dtype), axis=0)
-    return samples, valid & np.isfinite(samples).all(axis=0)
-
-
-def _few(raster: rasterio.DatasetReader, read: Callable[..., npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
-    """What `read` gives of the whole raster, thinned, or in small squares on a lattice where that would read it all."""
-    height, width = raster.shape
-    longest = max(height, width)
-    if longest <= _MOST_SIDE * max([1, *raster.overviews(1)]):
-        shrink = max(1.0, longest / STRETCH_SIDE)
-        return read(out_shape=(max(1, round(height / shrink)), max(1, round(width / shrink))))
-    sides = min(_SAMPLE_SIDE, height), min(_SAMPLE_SIDE, width)
-    rows, cols = (
-        np.linspace(0, whole - side, _SAMPLES).astype(int).tolist()
-        for whole, side in zip(raster.shape, sides, strict=True)
-    )
-    return np.block([[read(window=RasterWindow(col, row, sides[1], sides[0])) for col in cols] for row in rows])
-
-
-def _few_valid(
-    raster: rasterio.DatasetReader, index: int, alpha: Alpha | None, shape: tuple[int, ...]
-) -> npt.NDArray[np.bool_]:
-    if alpha is not None:
-        return _few(raster, partial(raster.read, alpha.index)).astype(np.float64) > 0
-    flags = raster.mask_flag_enums[index - 1]
-    if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-        return _few(raster, partial(raster.read_masks, index)).astype(bool)
-    return np.ones(shape, bool)
+    return samples, valid
 
 
 def _file_date(raster: rasterio.DatasetReader) -> datetime | None:

@@ -17,12 +17,13 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from geodino.errors import SourceError
+from geodino.redaction import without_secrets
 from geodino.sources.assets import ItemAsset, choose_assets, read_asset
 from geodino.sources.bands import AssetBand
 from geodino.sources.geotiff import Hints, describe, describe_separate
 from geodino.sources.mask import MaskSpec
 from geodino.sources.masked import describe_mask
-from geodino.sources.raster import is_remote, without_secrets
+from geodino.sources.raster import check_link
 from geodino.sources.scene import Band, Facts, Scene
 from geodino.sources.search import Dropped, Search
 from geodino.sources.stac_http import shown
@@ -150,8 +151,8 @@ def _check_href(asset: ItemAsset, item_href: str | None, where: str) -> None:
     said = f"{where}: asset {asset.key}"
     if ".." in re.split(r"[/\\]", unquote(asset.href.partition("?")[0])):
         raise SourceError(f"{said} has .. in its URL or path, {without_secrets(asset.href)}; give the place itself")
-    if item_href and is_remote(item_href) and not is_remote(asset.href):
-        raise SourceError(f"{said} of a remote Item points to the local file {asset.href}")
+    if item_href:
+        check_link(asset.href, item_href)
 
 
 def _hints(item: WantedItem, bands: tuple[AssetBand, ...], choice: Choice) -> Hints:

@@ -18,7 +18,7 @@ from odc.geo.crs import CRS
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from scipy.ndimage import distance_transform_edt
 
-from geodino.sources.raster import without_secrets
+from geodino.redaction import without_secrets
 
 Bools = npt.NDArray[np.bool_]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from geodino.errors import SourceError
 from geodino.grid import Grid, Window
 from geodino.radiometry import PROFILES
+from geodino.redaction import without_secrets
 from geodino.sources.mask import Bools, MaskBand, MaskSpec, dilated
-from geodino.sources.raster import open_raster, without_secrets
+from geodino.sources.pixels import Asked, PixelFiles
 from geodino.sources.scene import Band, Scene, horizontal_crs
-from geodino.sources.signing import signed
 from geodino.sources.warped import WarpedScenes
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
@@ -37,7 +38,7 @@ def describe_mask(href: str, spec: MaskSpec, sign: str | None = None) -> MaskBan
         It cannot be reached or decoded.
     """
     where = f"mask {without_secrets(href)}"
-    with open_raster(signed(href, sign)) as raster:
+    with closing(PixelFiles()) as files, files.open(Asked(href, sign, None, (1,))) as raster:
         if max(spec.band) > raster.count:
             raise SourceError(f"{where}: band {max(spec.band)} must be between 1 and {raster.count}")
         if raster.crs is None or raster.transform.is_identity:

@@ -6,6 +6,7 @@ value comes from one scene alone and from a warp that knows no window, so it is 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from geodino.errors import ConfigError, SourceError
+from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid, Window
 from geodino.settings import RESAMPLINGS
 from geodino.sources.masked import Masks
 from geodino.sources.scene import Scene
 from geodino.sources.warped import WarpedScenes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +37,15 @@ class Pixels:
         Bool (H, W).
     scene
         Uint16 (H, W): the scene a pixel is from, 1-based in `Mosaic.scenes`; 0 where invalid.
+    lost
+        Bool (H, W): invalid because a read failed and was skipped; None where none did.
     """
 
     window: Window
     image: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     scene: npt.NDArray[np.uint16]
+    lost: npt.NDArray[np.bool_] | None = None
 
 
 class Mosaic:
@@ -56,6 +62,9 @@ class Mosaic:
         the grid already keeps its pixels exactly.
     verify
         Whether every block is checked when it is read, as `WarpedScenes` does it.
+    skip_unreadable
+        Whether a part of a scene that cannot be read becomes nodata and is told of in `losses`. No other scene fills
+        it: which date a map shows must not hang on the weather of a network.
 
     Raises
     ------
@@ -65,7 +74,15 @@ class Mosaic:
         Unknown resampling.
     """
 
-    def __init__(self, scenes: Sequence[Scene], grid: Grid, resampling: str = "cubic", *, verify: bool = False) -> None:
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        grid: Grid,
+        resampling: str = "cubic",
+        *,
+        verify: bool = False,
+        skip_unreadable: bool = False,
+    ) -> None:
         if resampling not in RESAMPLINGS:
             raise ConfigError(f"resampling {resampling} must be one of {', '.join(RESAMPLINGS)}")
         if not 0 < len(scenes) <= np.iinfo(np.uint16).max:
@@ -74,6 +91,8 @@ class Mosaic:
         self.scenes = tuple(scenes)
         self._warped = WarpedScenes(self.scenes, grid, resampling, verify=verify)
         self._masks = Masks(self.scenes, grid, verify=verify)
+        self._skip = skip_unreadable
+        self.losses: list[str] = []
         self._lock = threading.Lock()
         self._hidden_px, self._seen_px = [0] * len(self.scenes), [0] * len(self.scenes)
         self._footprints = shapely.STRtree([scene.footprint_in(grid.crs) for scene in self.scenes])
@@ -92,26 +111,35 @@ class Mosaic:
         Raises
         ------
         ReadError
-            If a scene cannot be read; names the scene, its file, the window and the causes.
+            If a scene cannot be read and is not skipped; names the scene, its file, the window and the causes.
         """
         image = np.zeros((3, *window.shape), np.float32)
         scene = np.zeros(window.shape, np.uint16)
+        lost = np.zeros(window.shape, bool)
         for number, whole in enumerate(self._warped.windows):
             part = window.intersection(whole)
             if part.empty:
                 continue
             rows, cols = part.slices_in(window)
-            missing = scene[rows, cols] == 0
+            missing = (scene[rows, cols] == 0) & ~lost[rows, cols]
             if not missing.any():
                 continue
-            dn, valid = self._warped.read(number, part)
-            if self.scenes[number].mask is not None:
-                valid = self._unhidden(number, part, valid)
+            try:
+                dn, valid = self._warped.read(number, part)
+                if self.scenes[number].mask is not None:
+                    valid = self._unhidden(number, part, valid)
+            except ReadError as error:
+                if not self._skip:
+                    raise
+                logger.warning("skipped: %s", error)
+                self.losses.append(str(error))
+                lost[rows, cols] |= missing
+                continue
             take = valid & missing
             picture = self.scenes[number].picture(dn)
             np.copyto(image[:, rows, cols], picture, where=take)
             scene[rows, cols][take] = number + 1
-        return Pixels(window, image, scene > 0, scene)
+        return Pixels(window, image, scene > 0, scene, lost if lost.any() else None)
 
     def hidden_shares(self) -> tuple[float | None, ...]:
         """Share of each scene's valid pixels that its mask hid, over all reads so far; None without mask or read."""

@@ -16,12 +16,13 @@ from shapely.geometry.base import BaseGeometry
 
 from geodino.aoi import AOI
 from geodino.errors import AOIError, SourceError
+from geodino.redaction import without_secrets
 from geodino.shipped import sample_catalog
 from geodino.sources.config import SourceConfig, resolve
 from geodino.sources.geotiff import Hints, describe, expand_folder
 from geodino.sources.items import Choice, WantedItem, item_scene, sift, with_mask
 from geodino.sources.order import in_order
-from geodino.sources.raster import is_remote, local_path, without_secrets
+from geodino.sources.raster import is_remote, local_path
 from geodino.sources.scene import Scene
 from geodino.sources.search import Dropped, Found, Search, sentences
 from geodino.sources.stac import stac_items
@@ -107,7 +108,7 @@ def _configured(config: SourceConfig, aoi: AOI, search: Search) -> _Result:
         [
             _folder(path, aoi, wanted)
             if not is_remote(path) and local_path(path).is_dir()
-            else _files([path], aoi, wanted)
+            else _files([path], aoi, wanted, config.sign)
             for path in config.paths
         ]
     )
@@ -141,11 +142,12 @@ def _unasked(href: str, dropped: Sequence[Dropped]) -> tuple[str, ...]:
     )
 
 
-def _files(hrefs: Sequence[str], aoi: AOI, search: Search) -> _Result:
+def _files(hrefs: Sequence[str], aoi: AOI, search: Search, sign: str | None = None) -> _Result:
     scenes: list[Scene] = []
     dropped: list[Dropped] = []
     for href in hrefs:
-        scene = describe(href, bands=search.bands or None, hints=Hints(radiometry=search.radiometry))
+        hints = Hints(radiometry=search.radiometry, sign=sign)
+        scene = describe(href, bands=search.bands or None, hints=hints)
         why = search.refusal(scene.facts)
         if why is None:
             scenes.append(scene)

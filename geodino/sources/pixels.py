@@ -18,7 +18,9 @@ import rasterio
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window as RasterWindow
 
+from geodino.errors import ReadError, SourceError
 from geodino.grid import Window
+from geodino.redaction import without_secrets
 from geodino.sources import ranges
 from geodino.sources.kept import Kept
 from geodino.sources.ranges import AttemptError, patiently
@@ -31,7 +33,6 @@ from geodino.sources.raster import (
     is_remote,
     local_path,
     open_raster,
-    without_secrets,
 )
 from geodino.sources.remote import DAMAGED_ATTEMPTS, LocalTiff, RemoteTiff, open_remote
 from geodino.sources.signing import signed
@@ -115,6 +116,15 @@ class PixelFiles:
                 mask[here] = planes.mask[there]
         return Planes(values, mask)
 
+    def open(self, asked: Asked) -> rasterio.DatasetReader:
+        """The file or overview itself, for its header; of a remote file no pixel may be read from it."""
+        return self._plain(asked, asked.overview)
+
+    def shape(self, asked: Asked) -> tuple[int, int]:
+        """(height, width) of the file or overview."""
+        shape: tuple[int, int] = self._handle(asked).raster.shape
+        return shape
+
     def overviews(self, asked: Asked) -> list[tuple[tuple[int, int], rasterio.Affine]]:
         """(height, width) and transform of each overview of a file's first asked band."""
         with self._plain(asked, None) as raster:
@@ -147,7 +157,7 @@ class PixelFiles:
                     if not isinstance(handle.tiff, RemoteTiff):
                         return [_planes(handle.raster, asked, unit) for unit in units]
                     # Opened after its blocks came: see `remote`.
-                    with self._plain(asked, asked.overview) as raster:
+                    with _reopened(handle.tiff, asked.overview) as raster:
                         return [_planes(raster, asked, unit) for unit in units]
             except GDAL_ERRORS as error:
                 self._drop(asked)
@@ -202,8 +212,18 @@ class PixelFiles:
     def _plain(self, asked: Asked, overview: int | None) -> rasterio.DatasetReader:
         tiff = self._tiff(asked)
         if tiff is not None:
-            return open_raster(str(tiff.path), overview=overview)
+            try:
+                return open_raster(str(tiff.path), overview=overview)
+            except (ReadError, SourceError) as error:
+                said = str(error).replace(str(tiff.path), without_secrets(asked.href))
+                raise type(error)(said) from error
         return open_raster(signed(asked.href, asked.sign), overview=overview)
+
+
+def _reopened(tiff: RemoteTiff, overview: int | None) -> rasterio.DatasetReader:
+    """A file that was opened and checked before."""
+    level = {} if overview is None else {"overview_level": overview}
+    return rasterio.open(tiff.path, driver="GTiff", sharing=False, **level)
 
 
 def _unit(raster: rasterio.DatasetReader, asked: Asked) -> tuple[int, int]:

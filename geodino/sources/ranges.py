@@ -13,7 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import cache
 from http.client import responses
@@ -24,8 +24,9 @@ import urllib3
 from urllib3.exceptions import HTTPError
 from urllib3.exceptions import TimeoutError as SilentError
 
-from geodino.errors import ReadError
-from geodino.sources.raster import without_secrets
+from geodino.errors import ReadError, SourceError
+from geodino.redaction import without_secrets
+from geodino.sources.raster import check_link
 from geodino.sources.signing import signed
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ PATIENCE = Patience()
 # Connections kept open to one host: more readers than this wait for each other.
 CONNECTIONS = 32
 MOST_REDIRECTS = 5
+# After so many ranges of a file in a row for which patience ended, the next are asked for once, until one comes: a run
+# that skips what cannot be read would otherwise wait minutes for each window of a server that is gone.
+LOST_IN_A_ROW = 3
 # To learn how long a file is takes a request, which may as well bring what is needed next: the header of a small COG.
 FIRST_BYTES = 32 * 1024
 _PIECE = 64 * 1024
@@ -156,6 +160,7 @@ class HttpRanges:
         self.href, self._sign = href, sign
         self._patience = patience or PATIENCE
         self._url = signed(href, sign)
+        self._lost = 0
         self.size, self._version = -1, ""
         self.start = self.get(0, FIRST_BYTES)
 
@@ -174,7 +179,13 @@ class HttpRanges:
                 raise AttemptError(str(fault), wait_s=0.0 if number == 1 else None) from fault
             return found
 
-        found = patiently(f"{self.href}, bytes {start} to {stop}", attempt, self._patience)
+        patience = self._patience if self._lost < LOST_IN_A_ROW else replace(self._patience, attempts=1)
+        try:
+            found = patiently(f"{self.href}, bytes {start} to {stop}", attempt, patience)
+        except ReadError:
+            self._lost += 1
+            raise
+        self._lost = 0
         self.size, self._version = found.size, found.version
         return found.body
 
@@ -210,6 +221,7 @@ def _pool() -> urllib3.PoolManager:
 def _ask(url: str, start: int, stop: int, patience: Patience) -> Answer:
     """One request for a range, its answer checked; AttemptError for whatever is wrong with it."""
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity", "User-Agent": "geodino"}
+    first = url
     timeout = urllib3.Timeout(connect=patience.connect_s, read=patience.silence_s)
     try:
         for _ in range(MOST_REDIRECTS + 1):
@@ -219,11 +231,9 @@ def _ask(url: str, start: int, stop: int, patience: Patience) -> Answer:
             target = response.get_redirect_location()
             if not target:
                 break
-            response.drain_conn()
+            response.close()
             response.release_conn()
-            url = urljoin(url, target)
-            if urlsplit(url).scheme not in ("http", "https"):
-                raise AttemptError(f"the server sends on to {url}, which is not read", final=True)
+            url = _sent_on(urljoin(url, target), first)
         else:
             raise AttemptError(f"the server sent on more than {MOST_REDIRECTS} times", final=True)
         assert isinstance(response, urllib3.HTTPResponse)
@@ -232,6 +242,17 @@ def _ask(url: str, start: int, stop: int, patience: Patience) -> Answer:
         raise AttemptError(f"no answer for {patience.silence_s:g} s ({type(error).__name__})") from error
     except (HTTPError, OSError) as error:
         raise AttemptError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _sent_on(url: str, first: str) -> str:
+    """Where a server sends on to, if it may."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise AttemptError(f"the server sends on to {url}, which is not read", final=True)
+    try:
+        check_link(url, first)
+    except SourceError as error:
+        raise AttemptError(str(error), final=True) from error
+    return url
 
 
 def _read(response: urllib3.HTTPResponse, start: int, stop: int, patience: Patience) -> Answer:
@@ -253,11 +274,10 @@ def _read(response: urllib3.HTTPResponse, start: int, stop: int, patience: Patie
             raise AttemptError(f"the body ended after {len(body)} of {wanted} bytes")
         whole = True
     finally:
-        # A connection with unread bytes cannot be used again.
-        if whole:
-            response.release_conn()
-        else:
+        # A connection with unread bytes cannot be used again, and its place in the pool can.
+        if not whole:
             response.close()
+        response.release_conn()
     return Answer(bytes(body), total, response.headers.get("Last-Modified", ""))
 
 

@@ -8,7 +8,6 @@ what lies beside a GeoTIFF (.ovr, .msk) must be a GeoTIFF too. Nothing is looked
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import socket
 import threading
@@ -28,6 +27,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 
 from geodino.errors import ReadError, SourceError
+from geodino.redaction import without_secrets
 from geodino.sources.headers import check_claims
 
 # What GDAL raises through rasterio. CPLE errors are no RasterioError: a truncated file raises one or the other.
@@ -71,8 +71,6 @@ _ASKED_BYTES = 256
 _ANSWER_TIMEOUT_S = 10.0
 _WEB_PAGE = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
 
-_SECRET = re.compile(r"(\?)[^\s'\"<>]+")
-_PASSWORD = re.compile(r"(://)[^\s/'\"<>]+@")
 # In a name these make GDAL take it for a document (`<VRTDataset ...`), or are in no URL and no sane file name.
 _UNFIT = re.compile(r"[<>\x00-\x1f\x7f]")
 
@@ -286,14 +284,3 @@ def causes(error: BaseException) -> str:
             messages.append(text)
         link = link.__cause__ or link.__context__
     return without_secrets("; ".join(messages) or type(error).__name__)
-
-
-def without_secrets(text: str) -> str:
-    """The text without the queries of its URLs, which may hold signatures, and without names and passwords in them."""
-    return _PASSWORD.sub(r"\1", _SECRET.sub(r"\1...", text))
-
-
-def redact(record: logging.LogRecord) -> bool:
-    """A filter for log handlers: GDAL's and urllib3's own messages hold URLs with their signatures."""
-    record.msg, record.args = without_secrets(record.getMessage()), ()
-    return True

@@ -7,6 +7,7 @@ file after the blocks are there: what it has open it may have read ahead (a page
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
@@ -18,10 +19,12 @@ from typing import NamedTuple
 
 from geodino.errors import OutputError, ReadError
 from geodino.grid import Window
+from geodino.redaction import without_secrets
 from geodino.sources import ranges
 from geodino.sources.ranges import AttemptError, Ranges, open_ranges, patiently
-from geodino.sources.raster import without_secrets
-from geodino.sources.tiff import Directory, read_directories
+from geodino.sources.tiff import DamagedError, Directory, read_directories
+
+logger = logging.getLogger(__name__)
 
 # Headers are fetched by pages: those of a COG lie together at its start.
 PAGE = 16 * 1024
@@ -45,7 +48,15 @@ class _Key(NamedTuple):
 
 def open_remote(href: str, sign: str | None, *, verify: bool = False) -> RemoteTiff:
     """A remote GeoTIFF, its header read; ReadError where it cannot be."""
-    return RemoteTiff(open_ranges(href, sign), href, verify=verify)
+    for attempt in range(1, DAMAGED_ATTEMPTS + 1):
+        try:
+            return RemoteTiff(open_ranges(href, sign), href, verify=verify)
+        except DamagedError as error:
+            # A header has no checksum: what was spoilt on the way shows only here.
+            if attempt == DAMAGED_ATTEMPTS:
+                raise
+            logger.info("%s; fetched again", error)
+    raise AssertionError("unreachable")
 
 
 class RemoteTiff:

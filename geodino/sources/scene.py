@@ -23,8 +23,8 @@ from shapely.geometry import Polygon
 from geodino.errors import SourceError
 from geodino.grid import is_metric
 from geodino.radiometry import Radiometry
+from geodino.redaction import without_secrets
 from geodino.sources.mask import MaskBand
-from geodino.sources.raster import without_secrets
 
 # Imagery over twice as fine or coarse as the model's GSD is resampled with a warning, and under a quarter or over five
 # times refused unless forced: 0.3-1.2 m and 0.15-3 m for a model of 0.6 m. CHMv2 is offered for "approximately 0.6 m

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 
 from geodino.errors import ConfigError, ReadError
+from geodino.redaction import without_secrets
 from geodino.shipped import nearest
-from geodino.sources.raster import without_secrets
 
 
 def _planetary_computer(href: str, again: bool) -> str:
@@ -23,7 +22,7 @@ def _planetary_computer(href: str, again: bool) -> str:
 
 
 # Each takes an href and whether a signature of a moment ago was refused.
-SIGNERS: Mapping[str, Callable[[str, bool], str]] = MappingProxyType({"planetary-computer": _planetary_computer})
+SIGNERS: dict[str, Callable[[str, bool], str]] = {"planetary-computer": _planetary_computer}
 
 
 def signed(href: str, sign: str | None, *, again: bool = False) -> str:

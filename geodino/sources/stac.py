@@ -14,7 +14,8 @@ from pystac_client.stac_api_io import StacApiIO
 from shapely.geometry.base import BaseGeometry
 
 from geodino.errors import SourceError
-from geodino.sources.raster import is_remote, without_secrets
+from geodino.redaction import without_secrets
+from geodino.sources.raster import check_link
 from geodino.sources.search import Search
 from geodino.sources.stac_api import Answer, is_api, search_api
 from geodino.sources.stac_http import Document, JSONObject, http, links, read_json
@@ -78,8 +79,7 @@ def targets(here: Document, root: str, *rels: str) -> list[str]:
         if not isinstance(link.get("href"), str):
             continue
         target = make_absolute_href(str(link["href"]), here.href)
-        if is_remote(root) and not is_remote(target):
-            raise SourceError(f"{without_secrets(here.href)} is remote but links to the local file {target}")
+        check_link(target, root)
         found.append(target)
     return found
 

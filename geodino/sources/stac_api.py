@@ -24,8 +24,9 @@ from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 
 from geodino.errors import ConfigError, ReadError
+from geodino.redaction import without_secrets
 from geodino.shipped import nearest
-from geodino.sources.raster import is_remote, without_secrets
+from geodino.sources.raster import check_link
 from geodino.sources.search import Search
 from geodino.sources.stac_http import Document, JSONObject, links, own_href, read_json
 
@@ -213,10 +214,9 @@ def _next(page: JSONObject, request: Request) -> Request | None:
 
 
 def _beside(href: str, start: str) -> str:
-    """An href that a server names, absolute; ReadError where it leads away from the network."""
+    """An href that a server names, absolute; SourceError where it leads nearer to this machine than the server."""
     target: str = make_absolute_href(href, start)
-    if is_remote(start) and not is_remote(target):
-        raise ReadError(f"{without_secrets(start)} is remote but links to the local file {target}")
+    check_link(target, start)
     return target
 
 

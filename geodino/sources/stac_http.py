@@ -16,7 +16,8 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.util import Retry
 
 from geodino.errors import ReadError
-from geodino.sources.raster import is_remote, local_path, without_secrets
+from geodino.redaction import without_secrets
+from geodino.sources.raster import is_remote, local_path
 
 TIMEOUT_S = 30.0
 RETRIES = 5

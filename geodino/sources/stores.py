@@ -20,9 +20,9 @@ from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 from geodino.errors import ConfigError, ReadError, SourceError
+from geodino.redaction import without_secrets
 from geodino.sources import ranges
 from geodino.sources.ranges import AttemptError, Patience, patiently
-from geodino.sources.raster import without_secrets
 
 if TYPE_CHECKING:
     from obstore import GetOptions

@@ -25,6 +25,7 @@ MOST_ENTRIES = 4096
 # Of one tag's values: offsets of a million blocks are 8 MB.
 MOST_VALUE_BYTES = 256 * 2**20
 
+_PIECE = 2**20
 DEFLATE = (8, 32946)
 NONE = 1
 _NAMES = {1: "uncompressed", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "Deflate", 50000: "ZSTD", 50001: "WebP"}
@@ -33,6 +34,10 @@ _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES, _PLANAR, _KIND = 256, 257, 259, 277, 284, 254
 _STRIPS, _ROWS_A_STRIP, _STRIP_BYTES = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
+
+
+class DamagedError(ReadError):
+    """Bytes that are no TIFF's, or that cannot be true."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +96,15 @@ class Directory:
         """
         if self.compression not in DEFLATE:
             return None
+        inflater, rest = zlib.decompressobj(), block
         try:
-            zlib.decompress(block)
+            # By pieces that are thrown away, as some bytes may inflate to gigabytes.
+            while rest and not inflater.eof:
+                inflater.decompress(rest, _PIECE)
+                rest = inflater.unconsumed_tail
         except zlib.error as error:
             return " ".join(str(error).split())
-        return None
+        return None if inflater.eof else "it ends before its checksum"
 
 
 def read_directories(read: Read, size: int, what: str) -> tuple[Directory, ...]:
@@ -110,14 +119,14 @@ def read_directories(read: Read, size: int, what: str) -> tuple[Directory, ...]:
 
     Raises
     ------
-    ReadError
+    DamagedError
         It is no TIFF, or its header cannot be true.
     """
     head = read(0, min(16, size))
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     magic = struct.unpack(f"{order}H", head[2:4])[0] if order and len(head) >= 8 else 0
     if order is None or magic not in (42, 43) or (magic == 43 and len(head) < 16):
-        raise ReadError(f"{what} is no TIFF: it begins with {head[:8]!r}")
+        raise DamagedError(f"{what} is no TIFF: it begins with {head[:8]!r}")
     big = magic == 43
     pending = [struct.unpack(f"{order}Q", head[8:16])[0] if big else struct.unpack(f"{order}I", head[4:8])[0]]
     seen: set[int] = set()
@@ -129,13 +138,13 @@ def read_directories(read: Read, size: int, what: str) -> tuple[Directory, ...]:
                 continue
             seen.add(at)
             if len(seen) > MOST_DIRECTORIES:
-                raise ReadError(f"{what} has over {MOST_DIRECTORIES} images in it: its header is damaged or a trap")
+                raise DamagedError(f"{what} has over {MOST_DIRECTORIES} images in it: its header is damaged or a trap")
             tags, following = _tags(read, size, at, order, big, what)
             # GDAL also takes overviews from SubIFDs.
             pending += [following, *(int(sub) for sub in tags.get(330, []))]
             found.append(_directory(tags, what))
     except (struct.error, KeyError, IndexError, ValueError) as error:
-        raise ReadError(f"{what} has a damaged header ({type(error).__name__}: {error}); fetch it again") from error
+        raise DamagedError(f"{what} has a damaged header ({type(error).__name__}: {error}); fetch it again") from error
     return tuple(found)
 
 
@@ -147,7 +156,7 @@ def _tags(
     width = struct.calcsize(counter)
     (count,) = struct.unpack(order + counter, _within(read, size, at, width, what))
     if not 0 < count <= MOST_ENTRIES:
-        raise ReadError(f"{what} has an image of {count} tags: its header is damaged or a trap")
+        raise DamagedError(f"{what} has an image of {count} tags: its header is damaged or a trap")
     body = _within(read, size, at + width, count * entry + struct.calcsize(link), what)
     tags = {}
     for number in range(count):
@@ -156,7 +165,7 @@ def _tags(
         values = piece[12:] if big else piece[8:]
         total = length * _SIZES.get(kind, 0)
         if total > MOST_VALUE_BYTES:
-            raise ReadError(f"{what} has a tag {tag} of {total} bytes: its header is damaged or a trap")
+            raise DamagedError(f"{what} has a tag {tag} of {total} bytes: its header is damaged or a trap")
         if total > len(values):
             (where,) = struct.unpack(order + ("Q" if big else "I"), values)
             values = _within(read, size, where, total, what)
@@ -168,7 +177,7 @@ def _tags(
 
 def _within(read: Read, size: int, start: int, length: int, what: str) -> bytes:
     if start + length > size:
-        raise ReadError(f"{what} ends at {size} bytes, before bytes {start} to {start + length} of its own header")
+        raise DamagedError(f"{what} ends at {size} bytes, before bytes {start} to {start + length} of its own header")
     return read(start, start + length)
 
 
@@ -184,11 +193,11 @@ def _directory(tags: dict[int, npt.NDArray[np.uint64]], what: str) -> Directory:
         block = (min(one(_ROWS_A_STRIP, height), height), width)
         offsets, sizes = tags[_STRIPS], tags[_STRIP_BYTES]
     if not (height and width and all(block)):
-        raise ReadError(f"{what} has an image of {width} x {height} px in blocks of {block[1]} x {block[0]} px")
+        raise DamagedError(f"{what} has an image of {width} x {height} px in blocks of {block[1]} x {block[0]} px")
     found = Directory((height, width), block, planes, one(_COMPRESSION, NONE), offsets, sizes)
     rows, cols = found.lattice
     if not len(offsets) == len(sizes) == planes * rows * cols:
-        raise ReadError(
+        raise DamagedError(
             f"{what} tells of {len(offsets)} blocks where {planes * rows * cols} make the picture; it is damaged"
         )
     return found

@@ -22,9 +22,10 @@ from rasterio.windows import Window as RasterWindow
 
 from geodino.errors import ReadError
 from geodino.grid import Grid, Window
+from geodino.redaction import without_secrets
 from geodino.sources.kept import Kept
 from geodino.sources.pixels import Asked, PixelFiles, Planes
-from geodino.sources.raster import GDAL_ERRORS, LOCAL_OPTIONS, causes, without_secrets
+from geodino.sources.raster import GDAL_ERRORS, LOCAL_OPTIONS, causes
 from geodino.sources.scene import Scene, ground_gsd
 from geodino.sources.warp import ALPHA_VALID, TILE, Level, Warp, footprint_window, pick_overview, source_window
 
@@ -81,8 +82,9 @@ class WarpedScenes:
                 return self._copied(scene, warp.level, part, warp.shift)
             return self._assembled(number, warp, part)
         except (ReadError, *GDAL_ERRORS) as error:
+            why = str(error) if isinstance(error, ReadError) else causes(error)
             hrefs = ", ".join(dict.fromkeys(without_secrets(band.href) for band in scene.bands))
-            raise ReadError(f"scene {scene.id} ({hrefs}), window {part}: {causes(error)}") from error
+            raise ReadError(f"scene {scene.id} ({hrefs}), window {part}: {why}") from error
 
     def close(self) -> None:
         """Closes all files of all threads; no read may be under way or follow."""

@@ -14,8 +14,9 @@ from filelock import FileLock
 
 from geodino.errors import ConfigError, GeodinoError, OutputError, SourceError
 from geodino.outputs.folder import part_path
+from geodino.redaction import without_secrets
 from geodino.sources import Scene, Search
-from geodino.sources.raster import is_remote, local_path, without_secrets
+from geodino.sources.raster import is_remote, local_path
 from geodino.sources.scene import REFUSE_RATIO
 from geodino.training.chipset import FORMAT, ChipSet, Task, open_chips
 from geodino.training.cutting import Job, cut_chips
