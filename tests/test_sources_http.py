@@ -174,5 +174,8 @@ def test_a_remote_file_that_turns_into_a_vrt_is_not_read(site: Site, aoi: AOI) -
     (site.folder / "turned.tif").write_text(document)
     turned = replace(scene, bands=tuple(replace(band, href=f"{site.url}/turned.tif") for band in scene.bands))
     grid = Grid(scene.crs, GSD)
-    with Mosaic([turned], grid) as mosaic, pytest.raises(ReadError, match=r"turned\.tif is no TIFF"):
+    with (
+        Mosaic([turned], grid) as mosaic,
+        pytest.raises(ReadError, match=r"turned\.tif cannot be read: it is no TIFF"),
+    ):
         mosaic.read(footprint_window(scene, grid))

@@ -96,12 +96,8 @@ PASSING = [
 @pytest.mark.parametrize("from_byte", [0, BLOCKS_FROM], ids=["at the header", "at the blocks"])
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: fault.name)
 def test_what_passes_is_outlived(fault: Fault, from_byte: int, server: FaultServer, folder: Path) -> None:
-    server.plan("big.tif", fault, times=2 if fault is not Fault.SHIFTED_BODY else 1, from_byte=from_byte)
-    if fault is Fault.SHIFTED_BODY and not from_byte:
-        # Other bytes under an honest header look like another file, and nothing tells more.
-        with pytest.raises(ReadError, match="is no TIFF"):
-            read(f"{server.url}/big.tif")
-        return
+    # Other bytes under an honest header show only where they make no sense, and that is tried again less often.
+    server.plan("big.tif", fault, times=1 if fault is Fault.SHIFTED_BODY else 2, from_byte=from_byte)
     np.testing.assert_array_equal(read(f"{server.url}/big.tif"), truth(folder / "big.tif"))
     assert server.faults()[fault] >= 1
 
@@ -275,7 +271,7 @@ def test_the_local_part_of_a_remote_file_goes_with_its_readers(server: FaultServ
 
 
 HEADERS: dict[str, tuple[Callable[[bytearray], None], str]] = {
-    "no TIFF": (lambda content: content.__setitem__(slice(0, 4), b"PNG\0"), "is no TIFF"),
+    "no TIFF": (lambda content: content.__setitem__(slice(0, 4), b"PNG\0"), "it is no TIFF"),
     "directory beyond the end": (lambda content: content.__setitem__(slice(4, 8), b"\xf0\xff\xff\x7f"), "ends at"),
     "directory that holds itself": (lambda content: None, ""),
 }

@@ -70,6 +70,8 @@ MOST_REDIRECTS = 5
 LOST_IN_A_ROW = 3
 # To learn how long a file is takes a request, which may as well bring what is needed next: the header of a small COG.
 FIRST_BYTES = 32 * 1024
+# A server that knows no ranges may send a file as small as this whole.
+MOST_WHOLE_BYTES = 2**20
 _PIECE = 64 * 1024
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REFUSED = frozenset({401, 403})
@@ -181,7 +183,8 @@ class HttpRanges:
 
         patience = self._patience if self._lost < LOST_IN_A_ROW else replace(self._patience, attempts=1)
         try:
-            found = patiently(f"{self.href}, bytes {start} to {stop}", attempt, patience)
+            what = self.href if self.size < 0 else f"{self.href}, bytes {start} to {stop}"
+            found = patiently(what, attempt, patience)
         except ReadError:
             self._lost += 1
             raise
@@ -259,7 +262,8 @@ def _read(response: urllib3.HTTPResponse, start: int, stop: int, patience: Patie
     whole = False
     try:
         total = _checked_head(response, start, stop)
-        wanted = min(stop, total) - start
+        is_whole = response.status == 200
+        wanted = total if is_whole else min(stop, total) - start
         body = bytearray()
         began = time.monotonic()
         # read1 gives what has come; read and stream would wait for a whole piece of a body that only trickles.
@@ -278,7 +282,7 @@ def _read(response: urllib3.HTTPResponse, start: int, stop: int, patience: Patie
         if not whole:
             response.close()
         response.release_conn()
-    return Answer(bytes(body), total, response.headers.get("Last-Modified", ""))
+    return Answer(bytes(body[start:stop] if is_whole else body), total, response.headers.get("Last-Modified", ""))
 
 
 def _checked_head(response: urllib3.HTTPResponse, start: int, stop: int) -> int:
@@ -293,6 +297,9 @@ def _checked_head(response: urllib3.HTTPResponse, start: int, stop: int) -> int:
             raise AttemptError(
                 "its server sends a web page; check the address, or sign in and download the file", final=True
             )
+        length = response.headers.get("Content-Length", "")
+        if length.isdecimal() and int(length) <= MOST_WHOLE_BYTES:
+            return int(length)
         raise AttemptError(
             "its server sends files whole only (HTTP 200 to a request for a byte range); download the file", final=True
         )

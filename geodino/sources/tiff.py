@@ -126,7 +126,11 @@ def read_directories(read: Read, size: int, what: str) -> tuple[Directory, ...]:
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     magic = struct.unpack(f"{order}H", head[2:4])[0] if order and len(head) >= 8 else 0
     if order is None or magic not in (42, 43) or (magic == 43 and len(head) < 16):
-        raise DamagedError(f"{what} is no TIFF: it begins with {head[:8]!r}")
+        if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+            why = "its server sends a web page; check the address, or sign in and download the file"
+        else:
+            why = f"it is no TIFF, as it begins with {head[:8]!r}"
+        raise DamagedError(f"{what} cannot be read: {why}")
     big = magic == 43
     pending = [struct.unpack(f"{order}Q", head[8:16])[0] if big else struct.unpack(f"{order}I", head[4:8])[0]]
     seen: set[int] = set()
