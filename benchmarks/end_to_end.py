@@ -3,10 +3,12 @@
     python benchmarks/end_to_end.py --model nano --pixels 3072
     python benchmarks/end_to_end.py --model nano --pixels 3072 --pipeline trees
     python benchmarks/end_to_end.py --model vit-l --pixels 1344
+    python benchmarks/end_to_end.py --model nano --pixels 3072 --latency 0.02
 
 Each pair of runs does the same windows in the same batches: once through `geodino.run` (AOI, plan, reading, model
 loading, stitching, COGs, preview, record) and once by the loaded model alone on chips in memory. The ratio of the two
-wall times is taken pair by pair, because machines drift; the median is the figure to quote.
+wall times is taken pair by pair, because machines drift; the median is the figure to quote. With a latency the scene
+also lies behind a server that waits so long before each answer, and a third run of each pair reads it from there.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from made import bounds_aoi, vit_large, write_scene
+from range_server import range_server
 
 import geodino
 from geodino.plan import RunOptions, make_plan
@@ -35,6 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--pixels", type=int, default=3072, help="side of the square scene")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--latency", type=float, help="seconds before each answer of a server; else files on disk only")
     parser.add_argument("--threads", type=int, help="reader threads of the run; else the default's")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "geodino-benchmarks")
     arguments = parser.parse_args()
@@ -56,11 +61,17 @@ def main() -> None:
     ask(chips)
     print(f"{arguments.model}: {len(plan.places)} windows of {plan.tiling.size} px, {side} x {side} px, batch {batch}")
     print(f"{'pair':>4} {'run s':>8} {'bare s':>8} {'kept':>6} {'km2/min':>8}  read/forward/stitch/write s")
-    ratios, km2 = [], (0.0006 * side) ** 2
+    ratios, remote_ratios, km2 = [], [], (0.0006 * side) ** 2
     for pair in range(arguments.pairs):
         began = time.perf_counter()
         record = geodino.run(arguments.pipeline, aoi=aoi, out=arguments.cache / "out", options=options)
         run_s = time.perf_counter() - began
+        if arguments.latency is not None:
+            with range_server(arguments.cache, arguments.latency) as server:
+                began = time.perf_counter()
+                far = replace(options, sources=(f"{server.url}/{scene.name}",))
+                geodino.run(arguments.pipeline, aoi=aoi, out=arguments.cache / "out", options=far)
+                remote_ratios.append((time.perf_counter() - began) / run_s)
         began = time.perf_counter()
         for start in range(0, len(plan.places), batch):
             ask(chips[: min(batch, len(plan.places) - start)])
@@ -75,6 +86,9 @@ def main() -> None:
             flush=True,
         )
     print(f"median {statistics.median(ratios):.2f} of the bare model's speed")
+    if remote_ratios:
+        told = ", ".join(f"{ratio:.3f}" for ratio in remote_ratios)
+        print(f"{1000 * arguments.latency:.0f} ms away: {told} of the time with the scene on disk")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def compute(plan: Plan, products: Products, model: Model, folder: OutputFolder, 
             watch.advance(done + len(tally.windows_empty))
     began = time.perf_counter()
     stages = replace(stages, hidden_shares=mosaic.hidden_shares())
-    tally.losses = sorted(mosaic.losses)
+    tally.losses, tally.unverified = sorted(mosaic.losses), mosaic.unverified
     for stage in (stages.maps, stages.ground, stages.heat):
         if stage is not None:
             stage.close()

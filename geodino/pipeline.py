@@ -168,13 +168,14 @@ def settle(
 
 
 def _of_losses(tally: Tally, plan: Plan, watch: Watch) -> tuple[str, ...]:
-    """The warning where something could not be read."""
-    if not tally.losses:
-        return ()
-    lost_ha = tally.pixels_lost * plan.grid.gsd**2 / 1e4
-    sentence = f"{lost_ha:,.2f} ha are nodata: {count(len(tally.losses), 'read')} failed, as: {tally.losses[0]}"
-    watch.warn(sentence)
-    return (sentence,)
+    """The warnings where something could not be read, or not be verified."""
+    said = list(tally.unverified)
+    if tally.losses:
+        lost_ha = tally.pixels_lost * plan.grid.gsd**2 / 1e4
+        said.append(f"{lost_ha:,.2f} ha are nodata: {count(len(tally.losses), 'read')} failed, as: {tally.losses[0]}")
+    for sentence in said:
+        watch.warn(sentence)
+    return tuple(said)
 
 
 def _load(name: str, products: Products, options: RunOptions) -> Model:

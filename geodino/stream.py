@@ -97,7 +97,8 @@ class Tally:
 
     Seconds are wall time of the computing thread, so read + forward + stitch + write add up to the whole; `read_s` is
     the time spent waiting for chips, and `decode_s` the reader threads' own time, most of it behind the model's back.
-    `pixels_lost` are wanted pixels whose imagery could not be read, and `losses` says of each failed read why.
+    `pixels_lost` are wanted pixels whose imagery could not be read, and `losses` says of each failed read why;
+    `unverified` says which files hold no checksum to be held against.
     """
 
     windows_run: int = 0
@@ -112,6 +113,7 @@ class Tally:
     write_s: float = 0.0
     scene_pixels: Counter[int] = field(default_factory=Counter)
     losses: list[str] = field(default_factory=list)
+    unverified: list[str] = field(default_factory=list)
 
     def count(self, mapped: Bools, scene: npt.NDArray[np.uint16]) -> None:
         """Count the pixels of a square that are part of the map, and the scenes that gave them."""

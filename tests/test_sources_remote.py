@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -285,3 +287,22 @@ def test_a_header_that_cannot_be_true_is_refused(kind: str, folder: Path, tmp_pa
     with FaultServer(tmp_path) as server, pytest.raises(ReadError, match=HEADERS[kind][1]) as caught:
         read(f"{server.url}/odd.tif")
     assert re.search("odd.tif", str(caught.value))
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_a_file_without_block_checksums_is_held_against_that_of_its_item(
+    where: str, server: FaultServer, folder: Path
+) -> None:
+    href = f"{server.url}/plain.tif" if where == "remote" else str(folder / "plain.tif")
+    right = hashlib.sha256((folder / "plain.tif").read_bytes()).hexdigest()
+
+    def read_with(checksums: dict[str, str]) -> list[str]:
+        with closing(PixelFiles(verify=True, checksums=checksums)) as files:
+            values = files.read(Asked(href, None, None, (1, 2, 3)), WINDOW).values
+            np.testing.assert_array_equal(values, truth(folder / "plain.tif"))
+            return files.unverified
+
+    assert read_with({href: f"1220{right}"}) == []
+    assert ["uncompressed blocks and its Item hold no checksum" in said for said in read_with({})] == [True]
+    with pytest.raises(ReadError, match="not the file that its Item describes"):
+        read_with({href: f"1220{right[::-1]}"})

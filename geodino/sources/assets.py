@@ -32,6 +32,7 @@ class ItemAsset:
     media_type: str
     roles: frozenset[str]
     bands: tuple[AssetBand, ...]
+    checksum: str | None = None
 
     @property
     def is_raster(self) -> bool:
@@ -67,6 +68,7 @@ def read_asset(key: str, href: str, fields: Mapping[str, object]) -> ItemAsset:
         str(fields.get("type") or "").lower(),
         frozenset(str(role) for role in roles) if isinstance(roles, list) else frozenset(),
         described,
+        str(fields["file:checksum"]) if isinstance(fields.get("file:checksum"), str) else None,
     )
 
 

@@ -124,6 +124,9 @@ def item_scene(item: WantedItem, choice: Choice) -> Scene:
         bands = [(asset.bands or (AssetBand(),))[0] for asset in chosen]
         red, green, blue = (Band(asset.href, 1) for asset in chosen)
         scene = describe_separate((red, green, blue), _hints(item, tuple(bands), choice))
+    sums = {asset.href: asset.checksum for asset in chosen}
+    red, green, blue = (replace(band, checksum=sums[band.href]) for band in scene.bands)
+    scene = replace(scene, bands=(red, green, blue))
     return scene if choice.mask is None else _masked(scene, choice.mask, item)
 
 

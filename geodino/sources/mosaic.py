@@ -141,6 +141,11 @@ class Mosaic:
             scene[rows, cols][take] = number + 1
         return Pixels(window, image, scene > 0, scene, lost if lost.any() else None)
 
+    @property
+    def unverified(self) -> list[str]:
+        """Sentences about files that were to be verified and hold nothing to be held against."""
+        return sorted(self._warped.unverified)
+
     def hidden_shares(self) -> tuple[float | None, ...]:
         """Share of each scene's valid pixels that its mask hid, over all reads so far; None without mask or read."""
         return tuple(

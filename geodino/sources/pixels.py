@@ -10,6 +10,7 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,8 @@ KEPT_BYTES = 256 * 2**20
 # Smaller blocks are decoded some at a time, px a side; strips have the whole width anyway.
 LEAST_SIDE = 256
 LEAST_STRIP = 64
+# How a multihash begins that is a SHA-256 of 32 bytes (https://github.com/multiformats/multihash).
+SHA2_256 = "1220"
 # Files that a thread keeps open, and remote files of which parts lie on disk.
 HANDLES_PER_THREAD = 4
 REMOTE_FILES = 16
@@ -76,11 +79,20 @@ class PixelFiles:
     Parameters
     ----------
     verify
-        Whether the bytes of blocks are held against their checksums, where they have them.
+        Whether the bytes of blocks are held against their checksums, where they have them, and otherwise the file's
+        against `checksums`.
+    checksums
+        By href, multihashes in hexadecimal digits.
+
+    Attributes
+    ----------
+    unverified
+        Sentences about files that were to be verified and have nothing to be held against.
     """
 
-    def __init__(self, *, verify: bool = False) -> None:
-        self._verify = verify
+    def __init__(self, *, verify: bool = False, checksums: Mapping[str, str] | None = None) -> None:
+        self._verify, self._checksums = verify, checksums or {}
+        self.unverified: list[str] = []
         self._kept: Kept[tuple[Asked, Window], Planes] = Kept(KEPT_BYTES, _bytes_of)
         self._tiffs: Kept[tuple[str, str | None], RemoteTiff | LocalTiff] = Kept(REMOTE_FILES, lambda tiff: 1)
         self._local = threading.local()
@@ -205,9 +217,24 @@ class PixelFiles:
         """Where the bytes of a TIFF come from; None where GDAL reads them itself: local files, and other formats."""
         if driver_of(asked.href) != "GTiff":
             return None
-        if is_remote(asked.href):
-            return self._tiffs.get(asked[:2], lambda: open_remote(asked.href, asked.sign, verify=self._verify))
-        return self._tiffs.get(asked[:2], lambda: LocalTiff(local_path(asked.href))) if self._verify else None
+        if is_remote(asked.href) or self._verify:
+            return self._tiffs.get(asked[:2], lambda: self._begun(asked.href, asked.sign))
+        return None
+
+    def _begun(self, href: str, sign: str | None) -> RemoteTiff | LocalTiff:
+        remote = is_remote(href)
+        tiff = open_remote(href, sign, verify=self._verify) if remote else LocalTiff(local_path(href))
+        if self._verify and not all(directory.has_checksum for directory in tiff.directories):
+            said = self._checksums.get(href, "")
+            name = without_secrets(href)
+            if not said.startswith(SHA2_256):
+                codecs = ", ".join(
+                    sorted({directory.codec for directory in tiff.directories if not directory.has_checksum})
+                )
+                self.unverified.append(f"{name} cannot be verified: {codecs} blocks and its Item hold no checksum")
+            elif tiff.hash_whole().hex() != said.removeprefix(SHA2_256).lower():
+                raise ReadError(f"{name} is not the file that its Item describes: another SHA-256; fetch it again")
+        return tiff
 
     def _plain(self, asked: Asked, overview: int | None) -> rasterio.DatasetReader:
         tiff = self._tiff(asked)

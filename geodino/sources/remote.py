@@ -7,6 +7,7 @@ file after the blocks are there: what it has open it may have read ahead (a page
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -136,6 +137,13 @@ class RemoteTiff:
         for future in all_of_them:
             future.result()
 
+    def hash_whole(self) -> bytes:
+        """SHA-256 of the remote file, which is fetched whole."""
+        found = hashlib.sha256()
+        for start in range(0, self._ranges.size, MOST_BYTES):
+            found.update(self._ranges.get(start, min(start + MOST_BYTES, self._ranges.size)))
+        return found.digest()
+
     def forget(self, shape: tuple[int, int], windows: Sequence[Window]) -> None:
         """Have the blocks of windows fetched anew by the next who needs them, as they could not be decoded."""
         with self._lock:
@@ -246,6 +254,11 @@ class LocalTiff:
                 if damage is not None:
                     raise ReadError(f"{self.path}: block {block} is damaged ({damage}); fetch the file again")
                 self._sound.add((number, block))
+
+    def hash_whole(self) -> bytes:
+        """SHA-256 of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
 
     def _read(self, start: int, stop: int) -> bytes:
         return os.pread(self._file, stop - start, start)

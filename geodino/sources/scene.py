@@ -37,10 +37,14 @@ _EDGE_POINTS = 21
 
 @dataclass(frozen=True)
 class Band:
-    """Where one band lies: a file (path or URL, unsigned) and the band's 1-based number in it."""
+    """Where one band lies: a file (path or URL, unsigned), the band's 1-based number in it, and the file's checksum.
+
+    That is a multihash in hexadecimal digits, as STAC's `file:checksum` has it; None where the Item gives none.
+    """
 
     href: str
     index: int
+    checksum: str | None = None
 
 
 @dataclass(frozen=True)

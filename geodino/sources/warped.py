@@ -62,7 +62,8 @@ class WarpedScenes:
         self.scenes, self.grid = tuple(scenes), grid
         self.windows = [footprint_window(scene, grid) for scene in self.scenes]
         self._resampling = resampling
-        self._files = PixelFiles(verify=verify)
+        sums = {band.href: band.checksum for scene in self.scenes for band in scene.bands if band.checksum}
+        self._files = PixelFiles(verify=verify, checksums=sums)
         self._warps: Kept[int, Warp] = Kept(len(self.scenes), lambda warp: 1)
         self._tiles: Kept[tuple[int, int, int], Seen] = Kept(KEPT_BYTES, lambda seen: seen[0].nbytes + seen[1].nbytes)
         self._local = threading.local()
@@ -85,6 +86,11 @@ class WarpedScenes:
             why = str(error) if isinstance(error, ReadError) else causes(error)
             hrefs = ", ".join(dict.fromkeys(without_secrets(band.href) for band in scene.bands))
             raise ReadError(f"scene {scene.id} ({hrefs}), window {part}: {why}") from error
+
+    @property
+    def unverified(self) -> list[str]:
+        """Sentences about files that were to be verified and hold nothing to be held against."""
+        return self._files.unverified
 
     def close(self) -> None:
         """Closes all files of all threads; no read may be under way or follow."""
