@@ -40,8 +40,8 @@ from geodino.sources.signing import signed
 
 logger = logging.getLogger(__name__)
 
-# Decoded blocks that are kept: a row of blocks of 512 px in three 8-bit bands, 170,000 px wide.
-KEPT_BYTES = 256 * 2**20
+# Decoded blocks that are kept: two rows of blocks of 512 px in three 8-bit bands, 43,000 px wide.
+KEPT_BYTES = 128 * 2**20
 # Smaller blocks are decoded some at a time, px a side; strips have the whole width anyway.
 LEAST_SIDE = 256
 LEAST_STRIP = 64

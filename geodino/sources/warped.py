@@ -29,8 +29,8 @@ from geodino.sources.raster import GDAL_ERRORS, LOCAL_OPTIONS, causes
 from geodino.sources.scene import Scene, ground_gsd
 from geodino.sources.warp import ALPHA_VALID, TILE, Level, Warp, footprint_window, pick_overview, source_window
 
-# Warped tiles that are kept: two rows of them over 38,000 px.
-KEPT_BYTES = 256 * 2**20
+# Warped tiles that are kept: two rows of them over 20,000 px.
+KEPT_BYTES = 128 * 2**20
 
 # The document says where a patch lies; without any transform rasterio warns.
 _ANYWHERE = Affine(1.0, 0.0, 1.0, 0.0, -1.0, 0.0)
