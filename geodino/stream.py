@@ -52,6 +52,8 @@ class Source(Protocol):
     """A lazy picture of the ground, read by window from many threads; a pixel's value never depends on the window."""
 
     def read(self, window: Window) -> Pixels: ...
+    def stop(self) -> None:
+        """Have reads under way end soon, with an error."""
 
 
 class Predictor(Protocol):
@@ -220,6 +222,10 @@ def read_chips(
             else:
                 tally.windows_filled += found.filled
                 yield found.chip
+    except BaseException:
+        # Whoever asked is gone; a read that waits for a server must not hold them up for minutes.
+        source.stop()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

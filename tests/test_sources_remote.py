@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -306,3 +308,39 @@ def test_a_file_without_block_checksums_is_held_against_that_of_its_item(
     assert ["uncompressed blocks and its Item hold no checksum" in said for said in read_with({})] == [True]
     with pytest.raises(ReadError, match="not the file that its Item describes"):
         read_with({href: f"1220{right[::-1]}"})
+
+
+def test_who_waits_for_a_server_is_let_go_when_the_run_stops(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = replace(HASTY, attempts=50, first_delay_s=60, most_delay_s=60, total_s=3600)
+    monkeypatch.setattr(ranges, "PATIENCE", endless)
+    server.plan("big.tif", Fault.UNAVAILABLE, times=math.inf)
+    files, asked = PixelFiles(), Asked(f"{server.url}/big.tif", None, None, (1, 2, 3))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(files.read, asked, WINDOW)
+        while not server.faults():
+            time.sleep(0.01)
+        files.stop()
+        with pytest.raises(ReadError, match="the run stops"):
+            reading.result(timeout=10)
+    files.close()
+
+
+def test_proxies_and_passwords_are_those_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    through = ranges._pool("http://outside.example/a.tif").proxy
+    assert through is not None and through.host == "proxy.example"
+    assert ranges._pool("http://inside.example/a.tif").proxy is None
+    (tmp_path / "netrc").write_text("machine outside.example login me password word\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for url, known in {
+        "http://me:w%40rd@elsewhere.example/a.tif": "me:w@rd",
+        "http://outside.example/a.tif": "me:word",
+        "http://inside.example/a.tif": None,
+    }.items():
+        said = ranges._headers(url, 0, 10).get("authorization")
+        assert said == (known and f"Basic {base64.b64encode(known.encode()).decode()}")

@@ -38,6 +38,10 @@ class Field:
 
     hole: Window = NOWHERE
     reads: Counter[Window] = field(default_factory=Counter)
+    stopped: bool = False
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def read(self, window: Window) -> Seen:
         self.reads[window] += 1
@@ -221,13 +225,16 @@ class Refusing(Brightness):
 
 def test_no_read_is_under_way_once_the_model_has_failed() -> None:
     places = list(TILING.places(Window(0, 0, 700, 700)))
+    source = Slow()
     cells = stream_cells(
-        places, TILING, Slow(), Refusing(), wanted=lambda w: np.ones(w.shape, bool), tally=Tally(), threads=6
+        places, TILING, source, Refusing(), wanted=lambda w: np.ones(w.shape, bool), tally=Tally(), threads=6
     )
     with pytest.raises(KeyboardInterrupt) as caught:
         next(cells)
     # The traceback is kept alive here, as it is in a run: its generators are not collected yet.
     assert Slow.inside == 0, caught
+    # Or it would wait for a server as long as its patience goes.
+    assert source.stopped
 
 
 def test_no_read_is_under_way_once_the_caller_has_closed_the_cells() -> None:

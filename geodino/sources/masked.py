@@ -92,6 +92,10 @@ class Masks:
         hidden = mask.rule.hides(classes, covered)
         return dilated(hidden, mask.dilate_m / self._grid.gsd)[window.slices_in(around)]
 
+    def stop(self) -> None:
+        """Have reads under way end soon, with an error."""
+        self._warped.stop()
+
     def close(self) -> None:
         """Closes all files of all threads; no read may be under way or follow."""
         self._warped.close()

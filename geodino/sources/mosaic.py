@@ -160,6 +160,11 @@ class Mosaic:
             self._seen_px[number] += int(valid.sum())
         return valid & ~hidden
 
+    def stop(self) -> None:
+        """Have reads under way end soon, with an error: whoever asked for them is gone."""
+        self._warped.stop()
+        self._masks.stop()
+
     def close(self) -> None:
         """Closes all files of all threads; no read may be under way or follow."""
         self._warped.close()

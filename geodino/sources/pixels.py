@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -99,6 +100,12 @@ class PixelFiles:
         self._lock = threading.Lock()
         self._open: set[rasterio.DatasetReader] = set()
         self._closed = False
+        self._stop = threading.Event()
+        self._patience = replace(ranges.PATIENCE, stop=self._stop)
+
+    def stop(self) -> None:
+        """Have reads under way end soon, with an error, however much patience they have."""
+        self._stop.set()
 
     def read(self, asked: Asked, window: Window) -> Planes:
         """The pixels of a window that lies within the image.
@@ -182,7 +189,7 @@ class PixelFiles:
 
         first, last = units[0], units[-1]
         where = f"rows {first.row} to {last.row_stop}, columns {first.col} to {last.col_stop}"
-        return patiently(f"{without_secrets(asked.href)}, {where}", attempt, ranges.PATIENCE)
+        return patiently(f"{without_secrets(asked.href)}, {where}", attempt, self._patience)
 
     def _handle(self, asked: Asked) -> _Handle:
         """This thread's open file; the one used longest ago makes room."""
@@ -222,8 +229,10 @@ class PixelFiles:
         return None
 
     def _begun(self, href: str, sign: str | None) -> RemoteTiff | LocalTiff:
-        remote = is_remote(href)
-        tiff = open_remote(href, sign, verify=self._verify) if remote else LocalTiff(local_path(href))
+        if is_remote(href):
+            tiff: RemoteTiff | LocalTiff = open_remote(href, sign, verify=self._verify, patience=self._patience)
+        else:
+            tiff = LocalTiff(local_path(href))
         if self._verify and not all(directory.has_checksum for directory in tiff.directories):
             said = self._checksums.get(href, "")
             name = without_secrets(href)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import cache
 from http.client import responses
-from typing import NamedTuple, Protocol, TypeVar
-from urllib.parse import urljoin, urlsplit
+from typing import Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import urllib3
+from requests.utils import get_netrc_auth
 from urllib3.exceptions import HTTPError
 from urllib3.exceptions import TimeoutError as SilentError
 
@@ -50,6 +53,8 @@ class Patience:
         A body that comes more slowly than this, after `silence_s`, is given up.
     total_s
         For all attempts together.
+    stop
+        Where set, nothing is tried again: whoever waits is told so at once.
     """
 
     attempts: int = 6
@@ -59,6 +64,7 @@ class Patience:
     silence_s: float = 20.0
     least_bytes_s: float = 2000.0
     total_s: float = 300.0
+    stop: threading.Event | None = None
 
 
 PATIENCE = Patience()
@@ -144,7 +150,10 @@ def patiently(what: str, attempt: Callable[[int], T], patience: Patience) -> T:
                 said = "; ".join(f"{cause} ({count} times)" if count > 1 else cause for cause, count in causes.items())
                 raise ReadError(f"{without_secrets(what)} cannot be read{tried}: {said}") from fault
             logger.info("%s: attempt %d: %s; again in %.1f s", without_secrets(what), number, fault, delay)
-        time.sleep(delay)
+        if patience.stop is None:
+            time.sleep(delay)
+        elif patience.stop.wait(delay):
+            raise ReadError(f"{without_secrets(what)} was not read to the end: the run stops")
 
 
 class HttpRanges:
@@ -201,7 +210,7 @@ class HttpRanges:
             raise AttemptError(f"the file changed while it was read, on {found.version}", final=True)
 
 
-def open_ranges(href: str, sign: str | None = None) -> Ranges:
+def open_ranges(href: str, sign: str | None = None, patience: Patience | None = None) -> Ranges:
     """The bytes of a remote file, by its scheme.
 
     Raises
@@ -210,25 +219,41 @@ def open_ranges(href: str, sign: str | None = None) -> Ranges:
         It cannot be reached, or its server does not know ranges.
     """
     if urlsplit(href).scheme.lower() in ("http", "https"):
-        return HttpRanges(href, sign)
+        return HttpRanges(href, sign, patience)
     from geodino.sources.stores import StoreRanges
 
-    return StoreRanges(href)
+    return StoreRanges(href, patience)
+
+
+def _pool(url: str) -> urllib3.PoolManager:
+    """Connections to a host, through the proxy that the environment names for it (http_proxy, no_proxy and so on)."""
+    parts = urlsplit(url)
+    proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+    return _pool_through(proxy)
 
 
 @cache
-def _pool() -> urllib3.PoolManager:
-    return urllib3.PoolManager(num_pools=16, maxsize=CONNECTIONS, block=True, retries=False)
+def _pool_through(proxy: str | None) -> urllib3.PoolManager:
+    how: dict[str, Any] = {"num_pools": 16, "maxsize": CONNECTIONS, "block": True, "retries": False}
+    return urllib3.PoolManager(**how) if proxy is None else urllib3.ProxyManager(proxy, **how)
+
+
+def _headers(url: str, start: int, stop: int) -> dict[str, str]:
+    """Of a request for a range; with name and password where the URL or the user's .netrc has them for this host."""
+    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity", "User-Agent": "geodino"}
+    parts = urlsplit(url)
+    known = (unquote(parts.username), unquote(parts.password or "")) if parts.username else get_netrc_auth(url)
+    return headers | (urllib3.make_headers(basic_auth=":".join(known)) if known else {})
 
 
 def _ask(url: str, start: int, stop: int, patience: Patience) -> Answer:
     """One request for a range, its answer checked; AttemptError for whatever is wrong with it."""
-    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity", "User-Agent": "geodino"}
     first = url
     timeout = urllib3.Timeout(connect=patience.connect_s, read=patience.silence_s)
     try:
         for _ in range(MOST_REDIRECTS + 1):
-            response = _pool().request(
+            headers = _headers(url, start, stop)
+            response = _pool(url).request(
                 "GET", url, headers=headers, timeout=timeout, redirect=False, preload_content=False
             )
             target = response.get_redirect_location()

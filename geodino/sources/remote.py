@@ -22,7 +22,7 @@ from geodino.errors import OutputError, ReadError
 from geodino.grid import Window
 from geodino.redaction import without_secrets
 from geodino.sources import ranges
-from geodino.sources.ranges import AttemptError, Ranges, open_ranges, patiently
+from geodino.sources.ranges import AttemptError, Patience, Ranges, open_ranges, patiently
 from geodino.sources.tiff import DamagedError, Directory, read_directories
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ class _Key(NamedTuple):
     block: int
 
 
-def open_remote(href: str, sign: str | None, *, verify: bool = False) -> RemoteTiff:
+def open_remote(href: str, sign: str | None, *, verify: bool = False, patience: Patience | None = None) -> RemoteTiff:
     """A remote GeoTIFF, its header read; ReadError where it cannot be."""
     for attempt in range(1, DAMAGED_ATTEMPTS + 1):
         try:
-            return RemoteTiff(open_ranges(href, sign), href, verify=verify)
+            return RemoteTiff(open_ranges(href, sign, patience), href, verify=verify)
         except DamagedError as error:
             # A header has no checksum: what was spoilt on the way shows only here.
             if attempt == DAMAGED_ATTEMPTS:

@@ -7,6 +7,7 @@ against the length of the file before anything is made of it.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from collections.abc import Callable
@@ -33,6 +34,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES, _PLANAR, _KIND = 256, 257, 259, 277, 284, 254
 _STRIPS, _ROWS_A_STRIP, _STRIP_BYTES = 273, 278, 279
+_SUBIMAGES, _EXIF = 330, (34665, 34853)
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
 
 
@@ -145,8 +147,12 @@ def read_directories(read: Read, size: int, what: str) -> tuple[Directory, ...]:
                 raise DamagedError(f"{what} has over {MOST_DIRECTORIES} images in it: its header is damaged or a trap")
             tags, following = _tags(read, size, at, order, big, what)
             # GDAL also takes overviews from SubIFDs.
-            pending += [following, *(int(sub) for sub in tags.get(330, []))]
+            pending += [following, *(int(sub) for sub in tags.get(_SUBIMAGES, []))]
             found.append(_directory(tags, what))
+            for pointer in _EXIF:
+                with contextlib.suppress(DamagedError, struct.error):
+                    for place in tags.get(pointer, []):
+                        _tags(read, size, int(place), order, big, what)
     except (struct.error, KeyError, IndexError, ValueError) as error:
         raise DamagedError(f"{what} has a damaged header ({type(error).__name__}: {error}); fetch it again") from error
     return tuple(found)

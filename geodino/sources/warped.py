@@ -92,6 +92,10 @@ class WarpedScenes:
         """Sentences about files that were to be verified and hold nothing to be held against."""
         return self._files.unverified
 
+    def stop(self) -> None:
+        """Have reads under way end soon, with an error."""
+        self._files.stop()
+
     def close(self) -> None:
         """Closes all files of all threads; no read may be under way or follow."""
         self._files.close()
