@@ -41,8 +41,8 @@ from geodino.sources.signing import signed
 
 logger = logging.getLogger(__name__)
 
-# Decoded blocks that are kept: two rows of blocks of 512 px in three 8-bit bands, 43,000 px wide.
-KEPT_BYTES = 128 * 2**20
+# Decoded blocks that are kept: two rows of blocks of 512 px in three 8-bit bands, 21,000 px wide.
+KEPT_BYTES = 64 * 2**20
 # Smaller blocks are decoded some at a time, px a side; strips have the whole width anyway.
 LEAST_SIDE = 256
 LEAST_STRIP = 64
@@ -51,6 +51,8 @@ SHA2_256 = "1220"
 # Files that a thread keeps open, and remote files of which parts lie on disk.
 HANDLES_PER_THREAD = 4
 REMOTE_FILES = 16
+# Headers of files and overviews that are remembered.
+MOST_HEADERS = 4096
 
 
 class Asked(NamedTuple):
@@ -69,9 +71,11 @@ class Planes(NamedTuple):
     mask: npt.NDArray[np.bool_] | None
 
 
-class _Handle(NamedTuple):
-    raster: rasterio.DatasetReader
-    tiff: RemoteTiff | LocalTiff | None
+class _Header(NamedTuple):
+    """What is known of a file or overview without its pixels: (height, width), and each band's blocks likewise."""
+
+    shape: tuple[int, int]
+    blocks: tuple[tuple[int, int], ...]
 
 
 class PixelFiles:
@@ -96,6 +100,7 @@ class PixelFiles:
         self.unverified: list[str] = []
         self._kept: Kept[tuple[Asked, Window], Planes] = Kept(KEPT_BYTES, _bytes_of)
         self._tiffs: Kept[tuple[str, str | None], RemoteTiff | LocalTiff] = Kept(REMOTE_FILES, lambda tiff: 1)
+        self._headers: Kept[tuple[str, str | None, int | None], _Header] = Kept(MOST_HEADERS, lambda header: 1)
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: set[rasterio.DatasetReader] = set()
@@ -115,9 +120,9 @@ class PixelFiles:
         ReadError
             The file cannot be reached, read or decoded; says why.
         """
-        raster = self._handle(asked).raster
-        height, width = _unit(raster, asked)
-        image = Window(0, 0, *raster.shape)
+        header = self._header(asked)
+        height, width = _unit(header, asked)
+        image = Window(0, 0, *header.shape)
         units = [
             Window(row, col, height, width).intersection(image)
             for row in range(window.row // height * height, window.row_stop, height)
@@ -141,8 +146,7 @@ class PixelFiles:
 
     def shape(self, asked: Asked) -> tuple[int, int]:
         """(height, width) of the file or overview."""
-        shape: tuple[int, int] = self._handle(asked).raster.shape
-        return shape
+        return self._header(asked).shape
 
     def overviews(self, asked: Asked) -> list[tuple[tuple[int, int], rasterio.Affine]]:
         """(height, width) and transform of each overview of a file's first asked band."""
@@ -167,21 +171,20 @@ class PixelFiles:
         """Whole blocks, decoded; fetched again where what came cannot be decoded."""
 
         def attempt(number: int) -> list[Planes]:
-            handle = self._handle(asked)
-            shape = handle.raster.shape
-            if handle.tiff is not None:
-                handle.tiff.need(shape, units)
+            shape, tiff = self._header(asked).shape, self._tiff(asked)
+            if tiff is not None:
+                tiff.need(shape, units)
             try:
                 with environment([asked.href]):
-                    if not isinstance(handle.tiff, RemoteTiff):
-                        return [_planes(handle.raster, asked, unit) for unit in units]
+                    if not isinstance(tiff, RemoteTiff):
+                        return [_planes(self._handle(asked), asked, unit) for unit in units]
                     # Opened after its blocks came: see `remote`.
-                    with _reopened(handle.tiff, asked.overview) as raster:
+                    with _reopened(tiff, asked.overview) as raster:
                         return [_planes(raster, asked, unit) for unit in units]
             except GDAL_ERRORS as error:
                 self._drop(asked)
-                if isinstance(handle.tiff, RemoteTiff):
-                    handle.tiff.forget(shape, units)
+                if isinstance(tiff, RemoteTiff):
+                    tiff.forget(shape, units)
                 elif is_remote(asked.href):
                     forget(signed(asked.href, asked.sign, again=number > 1))
                 final = number >= DAMAGED_ATTEMPTS or not is_remote(asked.href)
@@ -191,28 +194,36 @@ class PixelFiles:
         where = f"rows {first.row} to {last.row_stop}, columns {first.col} to {last.col_stop}"
         return patiently(f"{without_secrets(asked.href)}, {where}", attempt, self._patience)
 
-    def _handle(self, asked: Asked) -> _Handle:
+    def _header(self, asked: Asked) -> _Header:
+        def read(raster: rasterio.DatasetReader) -> _Header:
+            with raster:
+                return _Header(raster.shape, tuple(raster.block_shapes))
+
+        return self._headers.get(asked[:3], lambda: read(self.open(asked)))
+
+    def _handle(self, asked: Asked) -> rasterio.DatasetReader:
         """This thread's open file; the one used longest ago makes room."""
-        mine: OrderedDict[tuple[str, int | None], _Handle] = self._local.__dict__.setdefault("handles", OrderedDict())
+        mine: OrderedDict[tuple[str, int | None], rasterio.DatasetReader] = self._local.__dict__.setdefault(
+            "handles", OrderedDict()
+        )
         key = (asked.href, asked.overview)
         if key not in mine:
-            tiff = self._tiff(asked)
-            raster = self._plain(asked, asked.overview)
+            raster = self.open(asked)
             with self._lock:
                 if self._closed:
                     raster.close()
                     raise ValueError("the files are closed")
                 self._open.add(raster)
-            mine[key] = _Handle(raster, tiff)
+            mine[key] = raster
         mine.move_to_end(key)
         while len(mine) > HANDLES_PER_THREAD:
-            self._shut(mine.popitem(last=False)[1].raster)
+            self._shut(mine.popitem(last=False)[1])
         return mine[key]
 
     def _drop(self, asked: Asked) -> None:
-        handle = self._local.__dict__.get("handles", {}).pop((asked.href, asked.overview), None)
-        if handle is not None:
-            self._shut(handle.raster)
+        raster = self._local.__dict__.get("handles", {}).pop((asked.href, asked.overview), None)
+        if raster is not None:
+            self._shut(raster)
 
     def _shut(self, raster: rasterio.DatasetReader) -> None:
         with self._lock:
@@ -262,11 +273,11 @@ def _reopened(tiff: RemoteTiff, overview: int | None) -> rasterio.DatasetReader:
     return rasterio.open(tiff.path, driver="GTiff", sharing=False, **level)
 
 
-def _unit(raster: rasterio.DatasetReader, asked: Asked) -> tuple[int, int]:
+def _unit(header: _Header, asked: Asked) -> tuple[int, int]:
     """Rows and columns that are decoded together: whole blocks."""
-    height, width = raster.block_shapes[asked.bands[0] - 1]
-    if width >= raster.width:
-        return height * -(-LEAST_STRIP // height), raster.width
+    height, width = header.blocks[asked.bands[0] - 1]
+    if width >= header.shape[1]:
+        return height * -(-LEAST_STRIP // height), header.shape[1]
     return height * -(-LEAST_SIDE // height), width * -(-LEAST_SIDE // width)
 
 
