@@ -48,11 +48,13 @@ def nearest_day(order: str) -> date | None:
     if order in ORDERS:
         return None
     try:
-        if word == "nearest":
+        if word == "nearest" and day.strip():
             return date.fromisoformat(day.strip())
     except ValueError as error:
         raise ConfigError(f"order {order}: {day.strip()} is no date; write nearest 2020-06-15") from error
-    raise ConfigError(f"order {order} must be one of {', '.join(ORDERS)} or nearest with a date: nearest 2020-06-15")
+    raise ConfigError(
+        f"order {order.strip()} must be one of {', '.join(ORDERS)} or nearest with a date: nearest 2020-06-15"
+    )
 
 
 def check_order(order: str) -> str:

@@ -61,6 +61,11 @@ def test_the_order_does_not_depend_on_how_they_came(shuffled: list[Scene], order
     assert in_order(shuffled, order) == in_order(SCENES, order)
 
 
+def test_nearest_without_a_date_is_told_that_one_is_needed() -> None:
+    with pytest.raises(ConfigError, match="order nearest must be one of .* or nearest with a date: nearest 2020-06-15"):
+        Search(order="nearest ")
+
+
 @pytest.mark.parametrize("order", ["eldest", "nearest", "nearest 2020-13-01", "nearest soon", "newest 2020-01-01"])
 def test_an_order_that_is_none_is_refused_by_name(order: str) -> None:
     with pytest.raises(ConfigError, match=f"order {order}"):

@@ -81,7 +81,6 @@ class Masks:
         if place is None:
             return np.zeros(window.shape, bool)
         mask = self._bands[place]
-        mask = self._bands[place]
         around = window.padded(mask.margin_px(self._grid.gsd))
         classes = np.zeros((3, *around.shape), np.float32)
         covered = np.zeros(around.shape, bool)
