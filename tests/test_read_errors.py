@@ -63,11 +63,16 @@ def test_a_failed_read_ends_the_reading_by_default(server: FaultServer, scenes: 
         mosaic.read(Window(WHOLE.row_stop - BLOCK, WHOLE.col, BLOCK, SIDE))
 
 
-def test_skipped_ground_is_nodata_and_no_other_scene_fills_it(server: FaultServer, scenes: list[Scene]) -> None:
+def test_skipped_ground_is_nodata_and_no_other_scene_fills_it(
+    server: FaultServer, scenes: list[Scene], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="geodino.sources.mosaic")
     server.plan("first.tif", Fault.SERVER_ERROR, times=math.inf, from_byte=SPOILT_FROM)
     with Mosaic(scenes, Grid(scenes[0].crs, GSD), skip_unreadable=True) as mosaic:
         rows = [mosaic.read(Window(WHOLE.row + row, WHOLE.col, BLOCK, SIDE)) for row in range(0, SIDE, BLOCK)]
         lost = [pixels.lost is not None and bool(pixels.lost.all()) for pixels in rows]
+    # A run says it once at its end, not at each window.
+    assert not [record for record in caplog.records if record.levelname == "WARNING"] and "skipped: " in caplog.text
     assert not any(lost[:3])
     assert lost[-1]
     for pixels, gone in zip(rows, lost, strict=True):

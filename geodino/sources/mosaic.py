@@ -131,7 +131,7 @@ class Mosaic:
             except ReadError as error:
                 if not self._skip:
                     raise
-                logger.warning("skipped: %s", error)
+                logger.info("skipped: %s", error)
                 self.losses.append(str(error))
                 lost[rows, cols] |= missing
                 continue
