@@ -75,6 +75,8 @@ def run(
     products = products_of(spec, name)
     plan = settle(spec, aoi, replace(options, model=name), name, products, watch)
     plan = replace(plan, warnings=(*said, *plan.warnings))
+    for sentence in plan.scenes_dropped:
+        watch.note(f"left out: {sentence}")
     with OutputFolder(out, overwrite=options.overwrite) as folder, rasterio.Env(**LOCAL_OPTIONS):
         require_free(folder.path, plan.bytes_written)
         model = _load(name, products, options)

@@ -21,7 +21,7 @@ from geodino.settings import Harmonise, PipelineSpec
 from geodino.sources import Mosaic, Scene, Search, find_scenes
 from geodino.sources.acquisition import of_fitting_gsd, of_fitting_light
 from geodino.sources.harmonise import harmonise
-from geodino.sources.search import Dropped, sentences
+from geodino.sources.search import OFF_AOI, Dropped, sentences
 from geodino.windows import Place, Tiling
 
 # Two staged and two finished rasters with overviews: 4.2 bytes a pixel measured on the sample, where nodata costs
@@ -382,9 +382,18 @@ def _parsed_crs(text: str) -> CRS:
 
 
 def _nothing_found(area: AOI, options: RunOptions, dropped: Sequence[str]) -> str:
+    """Why there are no scenes: what was left out goes first, as an AOI elsewhere is then not the cause."""
     lon, lat = area.centre
-    asked = ", ".join(without_secrets(source) for source in options.sources)
-    sentence = f"no imagery of {asked} covers the AOI (centre {lon:.5f}, {lat:.5f}, {area.area_ha:,.1f} ha)"
-    if dropped:
-        sentence += f"; left out: {'; '.join(list(dropped)[:3])}" + (" ..." if len(dropped) > 3 else "")
-    return sentence + "; check that the coordinates are lon, lat, or give other imagery with --source"
+    sources = ", ".join(without_secrets(source) for source in options.sources)
+    limits = [f"datetime {options.datetime}"] if options.datetime else []
+    limits += [f"collection {', '.join(options.collections)}"] if options.collections else []
+    limits += [] if options.max_cloud is None else [f"cloud up to {options.max_cloud:g} %"]
+    asked = f"; asked for: {', '.join(limits)}" if limits else ""
+    left_out = f"; left out: {'; '.join(dropped[:3])}" + (" ..." if len(dropped) > 3 else "") if dropped else ""
+    place = f"the AOI (centre {lon:.5f}, {lat:.5f}, {area.area_ha:,.1f} ha)"
+    if any(f" {OFF_AOI} (" not in sentence for sentence in dropped):
+        return f"no imagery of {sources} is left for {place}{left_out}{asked}; ask for more, or give other --source"
+    advice = "check that the coordinates are lon, lat, or give other imagery with --source"
+    if limits:
+        advice = f"ask for more, {advice}"
+    return f"no imagery of {sources} covers {place}{left_out}{asked}; {advice}"

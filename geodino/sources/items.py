@@ -25,7 +25,7 @@ from geodino.sources.mask import MaskSpec
 from geodino.sources.masked import describe_mask
 from geodino.sources.raster import check_link
 from geodino.sources.scene import Band, Facts, Scene
-from geodino.sources.search import Dropped, Search
+from geodino.sources.search import OFF_AOI, Dropped, Search
 from geodino.sources.stac_http import shown
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def sift(content: dict[str, object], href: str, area: BaseGeometry, search: Sear
             outline = shapely.make_valid(outline)
         if not outline.intersects(area):
             # Servers that know only boxes send what lies within the AOI's own.
-            return Dropped(name, "off the AOI", unasked=not outline.intersects(area.envelope))
+            return Dropped(name, OFF_AOI, unasked=not outline.intersects(area.envelope))
         facts = _facts(item, href)
         why = search.refusal(facts)
         if why is not None:

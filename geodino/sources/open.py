@@ -24,7 +24,7 @@ from geodino.sources.items import Choice, WantedItem, item_scene, sift, with_mas
 from geodino.sources.order import in_order
 from geodino.sources.raster import is_remote, local_path
 from geodino.sources.scene import Scene
-from geodino.sources.search import Dropped, Found, Search, sentences
+from geodino.sources.search import OFF_AOI, Dropped, Found, Search, sentences
 from geodino.sources.stac import stac_items
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def _over(aoi: AOI, scenes: Sequence[Scene], dropped: list[Dropped]) -> _Result:
     """The scenes whose pixels meet the AOI; an Item's outline may say more than its raster holds."""
     meets = [shapely.intersects(_placed(aoi, scene.crs), scene.footprint) for scene in scenes]
     meeting = [scene for scene, met in zip(scenes, meets, strict=True) if met]
-    off = [Dropped(scene.id, "off the AOI") for scene, met in zip(scenes, meets, strict=True) if not met]
+    off = [Dropped(scene.id, OFF_AOI) for scene, met in zip(scenes, meets, strict=True) if not met]
     return _Result(meeting, dropped + off)
 
 

@@ -16,6 +16,8 @@ from geodino.sources.scene import Facts, Scene
 _LONG_AGO = dt.datetime.min.replace(tzinfo=dt.UTC)
 _FAR_AHEAD = dt.datetime.max.replace(tzinfo=dt.UTC)
 _MOMENT = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](.+))?)?)?")
+# The one reason for leaving something out that speaks of the AOI and not of what else was asked for.
+OFF_AOI = "off the AOI"
 # Ids named in one sentence of what was left out.
 _NAMED = 3
 
