@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.server
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import rasterio
+import urllib3
 from affine import Affine
 from fault_server import FaultServer
 from faults import Fault
 
 from geodino.errors import ReadError
 from geodino.grid import Grid, Window
-from geodino.sources import Mosaic, ranges, signing
+from geodino.sources import Mosaic, ranges, remote, signing
 from geodino.sources.geotiff import describe
 from geodino.sources.pixels import Asked, PixelFiles
 from geodino.sources.ranges import HttpRanges, Patience
@@ -332,6 +335,10 @@ def test_proxies_and_passwords_are_those_of_the_environment(tmp_path: Path, monk
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "inside.example")
+    for proxy in ("http://me:w%40rd@proxy.example:3128", "me:w%40rd@proxy.example:3128"):
+        authorised = ranges._pool_through(proxy)
+        assert isinstance(authorised, urllib3.ProxyManager)
+        assert authorised.proxy_headers["proxy-authorization"] == f"Basic {base64.b64encode(b'me:w@rd').decode()}"
     through = ranges._pool("http://outside.example/a.tif").proxy
     assert through is not None and through.host == "proxy.example"
     assert ranges._pool("http://inside.example/a.tif").proxy is None
@@ -344,3 +351,56 @@ def test_proxies_and_passwords_are_those_of_the_environment(tmp_path: Path, monk
     }.items():
         said = ranges._headers(url, 0, 10).get("authorization")
         assert said == (known and f"Basic {base64.b64encode(known.encode()).decode()}")
+
+
+ABSURD = {
+    "digits": {"Content-Range": f"bytes 0-1/{'9' * 5000}"},
+    "exabytes": {"Content-Range": "bytes 0-32767/900000000000000000"},
+    "more than exabytes": {"Content-Range": "bytes 0-32767/9999999999999999999"},
+    "no URL": {"Location": "http://[::1"},
+    "another scheme": {"Location": "file:///etc/passwd"},
+}
+
+
+@pytest.mark.parametrize("kind", ABSURD)
+def test_absurd_answers_are_read_errors_that_name_the_file(kind: str) -> None:
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302 if "Location" in ABSURD[kind] else 206)
+            for name, value in ABSURD[kind].items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as absurd:
+        thread = threading.Thread(target=absurd.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            with pytest.raises(ReadError, match=r"/a\.tif cannot be read"):
+                read(f"http://127.0.0.1:{absurd.server_address[1]}/a.tif")
+        finally:
+            absurd.shutdown()
+            thread.join()
+
+
+def test_a_host_that_is_not_there_is_called_so(server: FaultServer) -> None:
+    with pytest.raises(ReadError, match=r"the host nowhere\.invalid is not known; check the address"):
+        read("http://nowhere.invalid/a.tif")
+    with pytest.raises(ReadError, match=r"the host 127\.0\.0\.1 takes no connection \(.*refused"):
+        read("http://127.0.0.1:9/a.tif")
+
+
+def test_the_local_parts_lie_in_a_folder_that_is_nobody_elses(server: FaultServer, tmp_path: Path) -> None:
+    remote._folder.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote.tempfile, "tempdir", str(tmp_path))
+        # What a process left that was killed; no process has such an id.
+        (tmp_path / "geodino-remote-4194305-x").mkdir()
+        tiff = RemoteTiff(HttpRanges(f"{server.url}/a.tif"), "a.tif")
+        assert [folder.name for folder in tmp_path.iterdir()] == [tiff.path.parent.name]
+        assert tiff.path.parent.stat().st_mode & 0o777 == 0o700
+        del tiff
+    remote._folder.cache_clear()

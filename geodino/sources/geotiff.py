@@ -159,7 +159,7 @@ def _scene(
     _check_longitudes(raster, crs, href)
     facts = hints.facts
     if facts.datetime is None and facts.start is None:
-        facts = replace(facts, datetime=_file_date(raster))
+        facts = replace(facts, datetime=_file_date(raster, href))
     dtype = raster.dtypes[index - 1]
     alpha = _alpha(raster, bands, hints, files) if _together(bands) else None
     scene = Scene(
@@ -257,7 +257,7 @@ def _trusted(raster: rasterio.DatasetReader, hints: Hints) -> tuple[AssetBand, .
         return hints.bands
     logger.warning(
         "%s has %d bands, its Item tells of %d, which are not used",
-        without_secrets(raster.name), raster.count, len(hints.bands),
+        hints.id or "a file", raster.count, len(hints.bands),
     )  # fmt: skip
     return ()
 
@@ -301,7 +301,7 @@ def _alpha(
     if grey > ALPHA_GREY_SHARE:
         logger.warning(
             "%s: band %d says alpha, but %.0f %% of it is neither 0 nor full; it is taken for a spectral band",
-            without_secrets(raster.name), number, 100 * grey,
+            without_secrets(bands[0].href), number, 100 * grey,
         )  # fmt: skip
         return None
     return Alpha(number, full)
@@ -339,7 +339,7 @@ def _thinned(scene: Scene, files: PixelFiles) -> tuple[npt.NDArray[np.generic], 
     return samples, valid
 
 
-def _file_date(raster: rasterio.DatasetReader) -> datetime | None:
+def _file_date(raster: rasterio.DatasetReader, href: str) -> datetime | None:
     """The acquisition date in a file's tags, UTC; None where no tag holds one.
 
     ACQUISITIONDATE goes before TIFFTAG_DATETIME, which many programs set to when the file was written.
@@ -351,5 +351,5 @@ def _file_date(raster: rasterio.DatasetReader) -> datetime | None:
             try:
                 return datetime.strptime(" ".join(found.groups(default="00")), "%Y %m %d %H %M %S").replace(tzinfo=UTC)
             except ValueError:
-                logger.warning("%s: tag %s is no date: %s", without_secrets(raster.name), name, tags[name])
+                logger.warning("%s: tag %s is no date: %s", without_secrets(href), name, tags[name])
     return None

@@ -50,7 +50,7 @@ LEAST_STRIP = 64
 SHA2_256 = "1220"
 # Files that a thread keeps open, and remote files of which parts lie on disk.
 HANDLES_PER_THREAD = 4
-REMOTE_FILES = 16
+REMOTE_FILES = 128
 # Headers of files and overviews that are remembered.
 MOST_HEADERS = 4096
 

@@ -24,10 +24,10 @@ from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from requests.utils import get_netrc_auth
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
 from urllib3.exceptions import TimeoutError as SilentError
 
-from geodino.errors import ReadError, SourceError
+from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.redaction import without_secrets
 from geodino.sources.raster import check_link
 from geodino.sources.signing import signed
@@ -61,7 +61,7 @@ class Patience:
     first_delay_s: float = 0.5
     most_delay_s: float = 20.0
     connect_s: float = 10.0
-    silence_s: float = 20.0
+    silence_s: float = 10.0
     least_bytes_s: float = 2000.0
     total_s: float = 300.0
     stop: threading.Event | None = None
@@ -81,7 +81,9 @@ MOST_WHOLE_BYTES = 2**20
 _PIECE = 64 * 1024
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REFUSED = frozenset({401, 403})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+# No file of imagery is larger; a number beyond it is a trap or a mistake.
+MOST_FILE_BYTES = 2**50
 
 
 class AttemptError(Exception):
@@ -179,7 +181,7 @@ class HttpRanges:
         def attempt(number: int) -> Answer:
             url = self._url
             try:
-                found = _ask(url, start, stop, self._patience)
+                found = _ask(url, start, stop, self._patience, number)
                 self._check(found)
             except AttemptError as fault:
                 if not fault.refused or self._sign is None:
@@ -207,7 +209,8 @@ class HttpRanges:
             why = f"the file changed while it was read, from {self.size} to {found.size} bytes"
             raise AttemptError(why, final=True)
         if self._version and found.version and found.version != self._version:
-            raise AttemptError(f"the file changed while it was read, on {found.version}", final=True)
+            # Mirrors behind one name may differ in their dates, and the next answer may be the first one's again.
+            raise AttemptError(f"the file changed while it was read, on {found.version}")
 
 
 def open_ranges(href: str, sign: str | None = None, patience: Patience | None = None) -> Ranges:
@@ -235,7 +238,16 @@ def _pool(url: str) -> urllib3.PoolManager:
 @cache
 def _pool_through(proxy: str | None) -> urllib3.PoolManager:
     how: dict[str, Any] = {"num_pools": 16, "maxsize": CONNECTIONS, "block": True, "retries": False}
-    return urllib3.PoolManager(**how) if proxy is None else urllib3.ProxyManager(proxy, **how)
+    if proxy is None:
+        return urllib3.PoolManager(**how)
+    # As curl and requests have it, a proxy may be named without a scheme.
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    parts = urlsplit(proxy)
+    if parts.scheme not in ("http", "https"):
+        raise ConfigError(f"proxy {without_secrets(proxy)}: only http and https proxies are used; set another")
+    known = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+    headers = urllib3.make_headers(proxy_basic_auth=known) if known else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, **how)
 
 
 def _headers(url: str, start: int, stop: int) -> dict[str, str]:
@@ -246,7 +258,7 @@ def _headers(url: str, start: int, stop: int) -> dict[str, str]:
     return headers | (urllib3.make_headers(basic_auth=":".join(known)) if known else {})
 
 
-def _ask(url: str, start: int, stop: int, patience: Patience) -> Answer:
+def _ask(url: str, start: int, stop: int, patience: Patience, number: int = 1) -> Answer:
     """One request for a range, its answer checked; AttemptError for whatever is wrong with it."""
     first = url
     timeout = urllib3.Timeout(connect=patience.connect_s, read=patience.silence_s)
@@ -261,19 +273,34 @@ def _ask(url: str, start: int, stop: int, patience: Patience) -> Answer:
                 break
             response.close()
             response.release_conn()
-            url = _sent_on(urljoin(url, target), first)
+            url = _sent_on(url, target, first)
         else:
             raise AttemptError(f"the server sent on more than {MOST_REDIRECTS} times", final=True)
         assert isinstance(response, urllib3.HTTPResponse)
         return _read(response, start, stop, patience)
+    except NameResolutionError as error:
+        raise AttemptError(
+            f"the host {urlsplit(url).hostname} is not known; check the address and the network", final=number > 1
+        ) from error
+    except NewConnectionError as error:
+        raise AttemptError(f"the host {urlsplit(url).hostname} takes no connection ({_cause(error)})") from error
     except SilentError as error:
         raise AttemptError(f"no answer for {patience.silence_s:g} s ({type(error).__name__})") from error
     except (HTTPError, OSError) as error:
         raise AttemptError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _sent_on(url: str, first: str) -> str:
+def _cause(error: BaseException) -> str:
+    """What the system said, without urllib3's own words around it."""
+    return " ".join(str(error.__cause__ or error).split())
+
+
+def _sent_on(url: str, target: str, first: str) -> str:
     """Where a server sends on to, if it may."""
+    try:
+        url = urljoin(url, target)
+    except ValueError as error:
+        raise AttemptError(f"the server sends on to {target}, which is no URL", final=True) from error
     if urlsplit(url).scheme not in ("http", "https"):
         raise AttemptError(f"the server sends on to {url}, which is not read", final=True)
     try:
@@ -295,6 +322,8 @@ def _read(response: urllib3.HTTPResponse, start: int, stop: int, patience: Patie
         while piece := response.read1(_PIECE, decode_content=False):
             body += piece
             took = time.monotonic() - began
+            if patience.stop is not None and patience.stop.is_set():
+                raise AttemptError("the run stops", final=True)
             if took > patience.silence_s and len(body) < took * patience.least_bytes_s:
                 raise AttemptError(f"only {len(body)} bytes came in {took:.0f} s")
             if len(body) > wanted:
@@ -323,11 +352,13 @@ def _checked_head(response: urllib3.HTTPResponse, start: int, stop: int) -> int:
                 "its server sends a web page; check the address, or sign in and download the file", final=True
             )
         length = response.headers.get("Content-Length", "")
-        if length.isdecimal() and int(length) <= MOST_WHOLE_BYTES:
+        if length.isdecimal() and int(length) <= max(MOST_WHOLE_BYTES, stop - start):
             return int(length)
         raise AttemptError(
             "its server sends files whole only (HTTP 200 to a request for a byte range); download the file", final=True
         )
+    if status == 416 and start == 0:
+        raise AttemptError("it is empty (0 bytes)", final=True)
     if status != 206:
         raise AttemptError(_status(status), final=True)
     if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -338,6 +369,8 @@ def _checked_head(response: urllib3.HTTPResponse, start: int, stop: int) -> int:
         why = f"the server does not say which bytes it sends (Content-Range: {said or 'none'})"
         raise AttemptError(why, final=not said)
     first, last, total = int(found[1]), int(found[2]), int(found[3])
+    if total > MOST_FILE_BYTES:
+        raise AttemptError(f"the server says that the file has {total} bytes, which none has", final=True)
     if (first, last + 1) != (start, min(stop, total)):
         raise AttemptError(f"the server sends bytes {first} to {last + 1} in place of {start} to {stop}")
     return total

@@ -7,16 +7,21 @@ file after the blocks are there: what it has open it may have read ahead (a page
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from geodino.errors import OutputError, ReadError
 from geodino.grid import Window
@@ -27,6 +32,7 @@ from geodino.sources.tiff import DamagedError, Directory, read_directories
 
 logger = logging.getLogger(__name__)
 
+_PREFIX = "geodino-remote-"
 # Headers are fetched by pages: those of a COG lie together at its start.
 PAGE = 16 * 1024
 # One request takes blocks that lie at most so far apart, and at most so many bytes.
@@ -90,7 +96,7 @@ class RemoteTiff:
         self._lock = threading.Lock()
         self._pages: set[int] = set()
         self._coming: dict[_Key, Future[None]] = {}
-        self._file, name = tempfile.mkstemp(prefix="geodino-", suffix=".tif")
+        self._file, name = tempfile.mkstemp(suffix=".tif", dir=_folder())
         self.path = Path(name)
         weakref.finalize(self, _remove, self._file, self.path)
         os.truncate(self._file, file.size)
@@ -160,8 +166,8 @@ class RemoteTiff:
             self._fetch(run)
         except (ReadError, OutputError) as caught:
             error = caught
-        except BaseException:
-            error = ReadError(f"{self._what}: the read that fetched this block was interrupted")
+        except BaseException as caught:
+            error = ReadError(f"{self._what}: fetching a block was interrupted by {type(caught).__name__}: {caught}")
             raise
         finally:
             with self._lock:
@@ -262,6 +268,21 @@ class LocalTiff:
 
     def _read(self, start: int, stop: int) -> bytes:
         return os.pread(self._file, stop - start, start)
+
+
+@cache
+def _folder() -> Path:
+    """A folder of this process alone, so that nobody else can lay a mask or overviews beside its files.
+
+    It goes when the process ends. One that was killed leaves its own, which the next removes.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        owner = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def _blocks(directory: Directory, windows: Sequence[Window]) -> Iterable[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,7 +16,8 @@ SIDE = 1024
 # A raster that cannot be thinned to such a side from its overviews is sampled in small squares on a lattice: to thin
 # 60,000 px reads 10 GB.
 MOST_SIDE = 4 * SIDE
-_SQUARES, _SQUARE = 16, 64
+_SQUARES, _SQUARE = 8, 64
+_READERS = 8
 
 
 def few(files: PixelFiles, asked: Asked) -> Planes:
@@ -44,7 +48,10 @@ def _squares(files: PixelFiles, asked: Asked) -> Planes:
     rows, cols = min(_SQUARE, height), min(_SQUARE, width)
     downs = np.linspace(0, height - rows, _SQUARES).astype(int).tolist()
     acrosses = np.linspace(0, width - cols, _SQUARES).astype(int).tolist()
-    found = [[files.read(asked, Window(down, across, rows, cols)) for across in acrosses] for down in downs]
+    windows = [Window(down, across, rows, cols) for down in downs for across in acrosses]
+    with ThreadPoolExecutor(_READERS) as pool:
+        flat = list(pool.map(partial(files.read, asked), windows))
+    found = [flat[start : start + _SQUARES] for start in range(0, len(flat), _SQUARES)]
     values = np.concatenate([np.concatenate([each.values for each in row], axis=2) for row in found], axis=1)
     masks = [[each.mask for each in row if each.mask is not None] for row in found]
     return Planes(values, np.block(masks) if masks[0] else None)

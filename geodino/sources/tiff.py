@@ -11,7 +11,7 @@ import contextlib
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ MOST_DIRECTORIES = 256
 MOST_ENTRIES = 4096
 # Of one tag's values: offsets of a million blocks are 8 MB.
 MOST_VALUE_BYTES = 256 * 2**20
+# Of a block as it lies in the file.
+MOST_BLOCK_BYTES = 256 * 2**20
 
 _PIECE = 2**20
 DEFLATE = (8, 32946)
@@ -33,6 +35,9 @@ _NAMES = {1: "uncompressed", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "Deflate"
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES, _PLANAR, _KIND = 256, 257, 259, 277, 284, 254
+_BITS = 258
+# Rows of a strip that is parted, where it is not compressed.
+_TALL = 64
 _STRIPS, _ROWS_A_STRIP, _STRIP_BYTES = 273, 278, 279
 _SUBIMAGES, _EXIF = 330, (34665, 34853)
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
@@ -197,17 +202,51 @@ def _directory(tags: dict[int, npt.NDArray[np.uint64]], what: str) -> Directory:
 
     height, width = one(_HEIGHT), one(_WIDTH)
     planes = one(_SAMPLES, 1) if one(_PLANAR, 1) == 2 else 1
-    if _TILES in tags:
-        block, offsets, sizes = (one(_TILE_HEIGHT), one(_TILE_WIDTH)), tags[_TILES], tags[_TILE_BYTES]
-    else:
-        block = (min(one(_ROWS_A_STRIP, height), height), width)
-        offsets, sizes = tags[_STRIPS], tags[_STRIP_BYTES]
+    compression = one(_COMPRESSION, NONE)
+    tiled = _TILES in tags
+    block = (one(_TILE_HEIGHT), one(_TILE_WIDTH)) if tiled else (min(one(_ROWS_A_STRIP, height), height), width)
     if not (height and width and all(block)):
         raise DamagedError(f"{what} has an image of {width} x {height} px in blocks of {block[1]} x {block[0]} px")
-    found = Directory((height, width), block, planes, one(_COMPRESSION, NONE), offsets, sizes)
+    offsets = tags[_TILES if tiled else _STRIPS]
+    sizes = tags.get(_TILE_BYTES if tiled else _STRIP_BYTES, np.zeros_like(offsets))
+    found = Directory((height, width), block, planes, compression, offsets, sizes)
     rows, cols = found.lattice
     if not len(offsets) == len(sizes) == planes * rows * cols:
         raise DamagedError(
             f"{what} tells of {len(offsets)} blocks where {planes * rows * cols} make the picture; it is damaged"
         )
+    if compression == NONE:
+        bits = tags.get(_BITS, np.ones(1, np.uint64))
+        of_pixel = int(bits.sum()) if len(bits) > 1 else int(bits[0]) * one(_SAMPLES, 1)
+        return _uncompressed(found, -(-block[1] * (int(bits[0]) if planes > 1 else of_pixel) // 8), tiled)
+    if ((sizes == 0) & (offsets != 0)).any():
+        raise DamagedError(f"{what} does not say how long its blocks are; make it anew: gdal_translate -of COG IN OUT")
+    if int(sizes.max()) > MOST_BLOCK_BYTES:
+        raise DamagedError(
+            f"{what} has a block of {int(sizes.max())} bytes, which is read whole; make a COG of it: gdal_translate "
+            "-of COG IN OUT"
+        )
     return found
+
+
+def _uncompressed(found: Directory, row_bytes: int, tiled: bool) -> Directory:
+    """An image whose blocks are as long as their pixels take, whatever the header says, as libtiff does it.
+
+    Tall strips are parted, as each row lies where one can tell: whole files are written as one strip.
+    """
+    height = found.block[0]
+    offsets, starts = found.offsets, np.arange(len(found.offsets)) % found.lattice[0] * height
+    if not tiled and height > _TALL:
+        alone = found.lattice[0] == 1
+        part = _TALL if alone else max(rows for rows in range(1, _TALL + 1) if height % rows == 0)
+        inside = np.arange(0, height, part)
+        starts = (starts[:, None] + inside).ravel()
+        whole = (offsets != 0)[:, None]
+        offsets = (
+            np.where(whole, offsets[:, None] + (inside * row_bytes).astype(np.uint64), 0).ravel().astype(np.uint64)
+        )
+        keep = starts < found.shape[0]
+        starts, offsets, height = starts[keep], offsets[keep], part
+    rows = np.full(len(offsets), height) if tiled else np.minimum(height, found.shape[0] - starts)
+    sizes = np.where(offsets != 0, rows * row_bytes, 0).astype(np.uint64)
+    return replace(found, block=(height, found.block[1]), offsets=offsets, sizes=sizes)

@@ -183,11 +183,15 @@ def choose_level(scene: Scene, files: PixelFiles, gsd: float) -> Level:
     full = Level(None, scene.transform, scene.shape)
     if gsd < 2 * scene.gsd * 0.99:
         return full
-    red = scene.bands[0]
-    levels = [
-        Level(number, transform, shape)
-        for number, (shape, transform) in enumerate(files.overviews(Asked(red.href, scene.sign, None, (red.index,))))
+    found = [
+        [
+            Level(number, transform, shape)
+            for number, (shape, transform) in enumerate(files.overviews(Asked(href, scene.sign, None, (1,))))
+        ]
+        for href in dict.fromkeys(band.href for band in scene.bands)
     ]
+    # Where the bands lie in a file each, only what all of them have under the same number.
+    levels = [same[0] for same in zip(*found, strict=False) if all(level == same[0] for level in same)]
     chosen = pick_overview(scene, [ground_gsd(scene.crs, level.transform, level.shape) for level in levels], gsd)
     return full if chosen is None else levels[chosen]
 
