@@ -217,6 +217,18 @@ def test_a_mask_of_a_config_is_found_in_an_asset_of_the_item_or_in_the_picture(t
         find_scenes([str(own)], aoi=aoi, search=Search())
 
 
+def test_an_item_without_the_asset_of_the_mask_is_left_out_and_named(tmp_path: Path, aoi: AOI) -> None:
+    write_scene(tmp_path / "a.tif")
+    write_scene(tmp_path / "scl.tif", seed=1)
+    item = make_item("new", "../a.tif")
+    item["assets"]["scl"] = {"href": "../scl.tif", "type": "image/tiff", "roles": ["data-mask"]}  # type: ignore[index]
+    write_catalog(tmp_path, [item, make_item("old", "../a.tif")])
+    own = tmp_path / "own.yaml"
+    own.write_text("kind: source\ntitle: mine\nasset: picture\nstac: catalog.json\nmask: {asset: scl, preset: scl}\n")
+    found = find_scenes([str(own)], aoi=aoi, search=Search())
+    assert (ids(found.scenes), found.dropped) == (["new"], ("1 without the mask asset scl (old)",))
+
+
 def test_a_users_own_config_names_files_beside_it(tmp_path: Path, aoi: AOI) -> None:
     (tmp_path / "mine").mkdir()
     write_scene(tmp_path / "mine" / "a.tif")

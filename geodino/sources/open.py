@@ -127,11 +127,27 @@ def _stac(href: str, choice: Choice, aoi: AOI, search: Search) -> _Result:
     answer = stac_items(href, area, search)
     sifted = [sift(content, at, area, search) for at, content in answer.items]
     dropped = [entry for entry in sifted if isinstance(entry, Dropped)]
-    wanted = [entry for entry in sifted if isinstance(entry, WantedItem)]
+    wanted, unmasked = _with_mask([entry for entry in sifted if isinstance(entry, WantedItem)], choice)
+    dropped += unmasked
     with ThreadPoolExecutor(_READERS) as readers:
         scenes = list(readers.map(lambda item: item_scene(item, choice), wanted))
     warnings = answer.warnings + (_unasked(href, dropped) if answer.searched else ())
     return _over(aoi, scenes, dropped)._replace(warnings=warnings)
+
+
+def _with_mask(wanted: list[WantedItem], choice: Choice) -> tuple[list[WantedItem], list[Dropped]]:
+    """The Items that have the asset of the mask, and those left out; where none has it all stay, and reading ends with that."""
+    key = None if choice.mask is None else choice.mask.asset
+    if key is None:
+        return wanted, []
+    kept: list[WantedItem] = []
+    dropped: list[Dropped] = []
+    for item in wanted:
+        if any(asset.key == key for asset in item.assets):
+            kept.append(item)
+        else:
+            dropped.append(Dropped(item.id, f"without the mask asset {key}"))
+    return (kept, dropped) if kept else (wanted, [])
 
 
 def _unasked(href: str, dropped: Sequence[Dropped]) -> tuple[str, ...]:
