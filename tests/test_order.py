@@ -62,7 +62,9 @@ def test_the_order_does_not_depend_on_how_they_came(shuffled: list[Scene], order
 
 
 def test_nearest_without_a_date_is_told_that_one_is_needed() -> None:
-    with pytest.raises(ConfigError, match="order nearest must be one of .* or nearest with a date: nearest 2020-06-15"):
+    with pytest.raises(
+        ConfigError, match=r"order nearest must be one of .* or nearest with a date: nearest 2020-06-15"
+    ):
         Search(order="nearest ")
 
 
