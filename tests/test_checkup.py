@@ -90,6 +90,33 @@ def test_files_and_static_catalogs_are_looked_at_too(tmp_path: Path, kind: str) 
     assert found.ok and found.name == "pixels"
 
 
+def test_of_a_folder_it_is_said_which_file_is_looked_at(tmp_path: Path) -> None:
+    for name in "abc":
+        write_scene(tmp_path / f"{name}.tif")
+    (file,) = [finding for finding in check_source(str(tmp_path)).all if finding.name == "file"]
+    assert file.ok and file.value.endswith("a.tif, the first of 3; the others are not looked at")
+
+
+@pytest.mark.parametrize("place", ["paths: [a.tif]", "stac: catalog.json"])
+def test_a_mask_is_read_and_told(tmp_path: Path, place: str) -> None:
+    write_scene(tmp_path / "a.tif")
+    write_catalog(tmp_path, [make_item("one", "../a.tif")])
+    every = ", ".join(map(str, range(256)))
+    (tmp_path / "own.yaml").write_text(f"kind: source\ntitle: mine\n{place}\nmask: {{band: 1, values: [{every}]}}\n")
+    found = last(str(tmp_path / "own.yaml"))
+    assert found.ok and found.value.endswith("0% of them valid; the mask was read and hides 100%")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_a_catalog_in_a_bucket_is_refused_with_what_to_do(scheme: str) -> None:
+    result = doctor(f"{scheme}://bucket/catalog.json")
+    assert result.exit_code == 4
+    assert "STAC JSON is read over http(s) and from disk only; give the https address" in " ".join(
+        result.output.split()
+    )
+    assert "try again" not in result.output
+
+
 def test_a_source_that_is_none_is_refused_like_that_of_a_run() -> None:
     with pytest.raises(ConfigError, match="did you mean earth-search-naip"):
         check_source("earth-search-nap")

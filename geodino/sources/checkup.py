@@ -23,9 +23,9 @@ from geodino.grid import Grid, Window, utm_crs
 from geodino.redaction import without_secrets
 from geodino.shipped import nearest
 from geodino.sources.assets import choose_assets
-from geodino.sources.config import resolve
+from geodino.sources.config import SourceConfig, resolve
 from geodino.sources.geotiff import describe, expand_folder
-from geodino.sources.items import Choice, WantedItem, item_scene, sift
+from geodino.sources.items import Choice, WantedItem, item_scene, sift, with_mask
 from geodino.sources.mosaic import Mosaic
 from geodino.sources.open import DEFAULT_SOURCE, choice_of
 from geodino.sources.raster import is_remote, local_path
@@ -77,7 +77,11 @@ def _steps(source: str) -> Iterator[Finding]:
     yield Finding("source", place if config.title in (place, source) else f"{config.title}: {place}")
     search = Search(bands=config.bands or (), collections=config.collections)
     if config.stac is None:
-        scene = _step("header", lambda: describe(_first_file(config.paths), bands=config.bands))
+        first, others = _step("file", lambda: _first_file(config.paths))
+        if others:
+            said = f"{without_secrets(first)}, the first of {others + 1:,}; the others are not looked at"
+            yield Finding("file", said)
+        scene = _step("header", lambda: _file_scene(first, config))
     else:
         item = yield from _find_item(config.stac, search.collections)
         scene = yield from _scene(item, choice_of(config, search))
@@ -86,14 +90,24 @@ def _steps(source: str) -> Iterator[Finding]:
         "header", f"{width} x {height} pixels of {scene.gsd:.3g} m, {scene.crs}, colours from {scene.radiometry.note}"
     )
     begun = time.monotonic()
-    share = _step("pixels", lambda: _valid_share(scene))
+    share, masked = _step("pixels", lambda: _valid_share(scene))
     took = time.monotonic() - begun
-    yield Finding("pixels", f"{_SIDE} x {_SIDE} of the middle read in {took:.1f} s, {share:.0%} of them valid")
+    yield Finding("pixels", f"{_SIDE} x {_SIDE} of the middle read in {took:.1f} s, {share:.0%} of them valid{masked}")
 
 
-def _first_file(paths: tuple[str, ...]) -> str:
-    first = paths[0]
-    return expand_folder(first)[0] if not is_remote(first) and local_path(first).is_dir() else first
+def _first_file(paths: tuple[str, ...]) -> tuple[str, int]:
+    """The file that is looked at, and how many are not."""
+    files = [
+        file
+        for path in paths
+        for file in (expand_folder(path) if not is_remote(path) and local_path(path).is_dir() else [path])
+    ]
+    return files[0], len(files) - 1
+
+
+def _file_scene(href: str, config: SourceConfig) -> Scene:
+    scene = describe(href, bands=config.bands)
+    return scene if config.mask is None else with_mask(scene, config.mask)
 
 
 def _find_item(href: str, collections: tuple[str, ...]) -> Generator[Finding, None, WantedItem]:
@@ -198,8 +212,8 @@ def _access_advice(href: str) -> str:
     return ""
 
 
-def _valid_share(scene: Scene) -> float:
-    """Reads the middle of the scene as a run does; the share of valid pixels, 0..1."""
+def _valid_share(scene: Scene) -> tuple[float, str]:
+    """Reads the middle of the scene as a run does; the share of valid pixels, 0..1, and what its mask says."""
     lonlat = scene.footprint_in(_LONLAT).centroid
     crs = utm_crs(lonlat.x, lonlat.y)
     grid = Grid(crs, scene.gsd)
@@ -207,7 +221,11 @@ def _valid_share(scene: Scene) -> float:
     middle = grid.window_over((centre.x, centre.y, centre.x, centre.y))
     window = Window(middle.row - _SIDE // 2, middle.col - _SIDE // 2, _SIDE, _SIDE)
     with Mosaic([scene], grid) as mosaic:
-        return float(np.mean(mosaic.read(window).valid))
+        share = float(np.mean(mosaic.read(window).valid))
+        (hidden,) = mosaic.hidden_shares()
+    if scene.mask is None:
+        return share, ""
+    return share, f"; the mask was read{'' if hidden is None else f' and hides {hidden:.0%}'}"
 
 
 def _step(name: str, look: Callable[[], T], advice: str = "") -> T:

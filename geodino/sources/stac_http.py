@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import responses
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from pystac.utils import make_absolute_href
 from pystac_client.exceptions import APIError
@@ -15,7 +16,7 @@ from requests.exceptions import SSLError
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ReadTimeoutError
 from urllib3.util import Retry
 
-from geodino.errors import ReadError
+from geodino.errors import ReadError, SourceError
 from geodino.redaction import without_secrets
 from geodino.sources.raster import is_remote, local_path
 
@@ -75,14 +76,26 @@ def read_json(
     parameters: JSONObject | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONObject:
-    """The JSON object at a path or URL. ReadError where it cannot be reached or is none.
+    """The JSON object at a path or URL.
 
     Parameters
     ----------
     parameters
         Body of a POST, query of a GET; `headers` and `method` are of a URL too.
+
+    Raises
+    ------
+    ReadError
+        It cannot be reached, or is no JSON object.
+    SourceError
+        It lies in a bucket: pictures are read there, STAC is not.
     """
     where = without_secrets(href)
+    if is_remote(href) and urlsplit(href).scheme.lower() not in ("http", "https"):
+        raise SourceError(
+            f"{where}: STAC JSON is read over http(s) and from disk only; give the https address of the catalog, or "
+            "copy it to a folder"
+        )
     try:
         text = (
             session.request(href, method=method, parameters=parameters, headers=headers)
