@@ -219,7 +219,9 @@ class OutputFolder:
             ) from error
 
     def _release(self) -> None:
-        # The lock file itself stays: removing it would let two later runs lock two files of the same name.
+        # The lock file itself stays, and so does a folder that a failed run made. A run that has opened the file and
+        # not yet locked it would, were it removed now, lock a file without a name, and the next run another of this
+        # name. Newer filelock notices (no links are left), 3.15 does not; and over NFS what is removed keeps a link.
         try:
             (self.path / HOLDER_NAME).unlink(missing_ok=True)
         finally:
