@@ -136,7 +136,7 @@ def _stac(href: str, choice: Choice, aoi: AOI, search: Search) -> _Result:
 
 
 def _with_mask(wanted: list[WantedItem], choice: Choice) -> tuple[list[WantedItem], list[Dropped]]:
-    """The Items that have the asset of the mask, and those left out; all stay where none has it, which ends the search."""
+    """The Items that have the asset of the mask, and those left out; all stay where none has it, an error."""
     key = None if choice.mask is None else choice.mask.asset
     if key is None:
         return wanted, []
