@@ -24,7 +24,7 @@ from geodino.redaction import without_secrets
 from geodino.shipped import nearest
 from geodino.sources.assets import choose_assets
 from geodino.sources.config import SourceConfig, resolve
-from geodino.sources.geotiff import describe, expand_folder
+from geodino.sources.geotiff import Hints, describe, expand_folder
 from geodino.sources.items import Choice, WantedItem, item_scene, sift, with_mask
 from geodino.sources.mosaic import Mosaic
 from geodino.sources.open import DEFAULT_SOURCE, choice_of
@@ -106,7 +106,7 @@ def _first_file(paths: tuple[str, ...]) -> tuple[str, int]:
 
 
 def _file_scene(href: str, config: SourceConfig) -> Scene:
-    scene = describe(href, bands=config.bands)
+    scene = describe(href, bands=config.bands, hints=Hints(sign=config.sign))
     return scene if config.mask is None else with_mask(scene, config.mask)
 
 

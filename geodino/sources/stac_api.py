@@ -23,7 +23,7 @@ from pystac_client.stac_api_io import StacApiIO
 from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 
-from geodino.errors import ConfigError, ReadError
+from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.redaction import without_secrets
 from geodino.shipped import nearest
 from geodino.sources.raster import check_link
@@ -143,7 +143,7 @@ def known_collections(api: Document, session: StacApiIO) -> list[str]:
     """Ids of the API's collections, as far as the first page of them goes; empty where it lists none."""
     try:
         listed = read_json(_collections_href(api), session).get("collections")
-    except ReadError:
+    except (ReadError, SourceError):
         return []
     return sorted(str(each["id"]) for each in listed if "id" in each) if isinstance(listed, list) else []
 
