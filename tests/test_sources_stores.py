@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pytest
 import rasterio
 from affine import Affine
+from fault_server import FaultServer
+from faults import Fault
 
 from geodino.errors import ReadError, SourceError
 from geodino.grid import Window
@@ -100,3 +102,32 @@ def test_a_store_out_of_reach_is_an_error_and_no_hang(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ReadError, match=r"after 2 attempts"):
         read("s3://scenes/folder/a b.tif")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "settings"),
+    [
+        ("gs", {"GS_NO_SIGN_REQUEST": "YES", "GOOGLE_BASE_URL": "SERVER"}),
+        ("az", {"AZURE_STORAGE_ACCOUNT_NAME": "x", "AZURE_NO_SIGN_REQUEST": "YES", "AZURE_STORAGE_ENDPOINT": "SERVER"}),
+        (
+            "abfs",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "x", "AZURE_NO_SIGN_REQUEST": "yes", "AZURE_STORAGE_ENDPOINT": "SERVER"},
+        ),
+    ],
+)
+def test_other_stores_are_asked_as_their_clients_ask(
+    scheme: str, settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a plain file server, which is all that reading takes: no signatures, and the names of buckets as folders."""
+    (tmp_path / "scenes").mkdir()
+    content = np.random.default_rng(0).bytes(10_000)
+    (tmp_path / "scenes" / "a.tif").write_bytes(content)
+    with FaultServer(tmp_path) as server:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, server.url if value == "SERVER" else value)
+        found = StoreRanges(f"{scheme}://scenes/a.tif")
+        assert found.size == len(content)
+        assert found.get(100, 300) == content[100:300]
+        server.plan("scenes/a.tif", Fault.CUT, times=1)
+        assert found.get(9000, 20_000) == content[9000:]
+    assert server.faults()[Fault.CUT] == 1

@@ -2,9 +2,9 @@
 
 - s3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, AWS_PROFILE (needs
   boto3), AWS_REQUEST_PAYER=requester for buckets whose reader pays, AWS_NO_SIGN_REQUEST=YES for public ones;
-- gs: GOOGLE_APPLICATION_CREDENTIALS, or GS_NO_SIGN_REQUEST=YES;
+- gs: GOOGLE_APPLICATION_CREDENTIALS, or GS_NO_SIGN_REQUEST=YES, GOOGLE_BASE_URL;
 - az: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, or
-  AZURE_NO_SIGN_REQUEST=YES.
+  AZURE_NO_SIGN_REQUEST=YES, AZURE_STORAGE_ENDPOINT.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 _TOOK = re.compile(r" in [\d.]+(µs|ms|s)\b")
+# Where a server of one's own stands in for the service.
+_ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
+_ENDPOINTS["abfs"] = _ENDPOINTS["az"]
 _YES = ("1", "on", "true", "yes")
 
 
@@ -100,7 +103,7 @@ def _store(scheme: str, bucket: str, patience: Patience) -> ObjectStore:
     client: Any = {
         "connect_timeout": timedelta(seconds=patience.connect_s),
         "timeout": timedelta(seconds=patience.total_s),
-        "allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"),
+        "allow_http": os.environ.get(_ENDPOINTS[scheme], "").startswith("http://"),
     }
     # Retries are ours, so that they are counted and told.
     retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=patience.total_s)}
