@@ -257,3 +257,14 @@ def test_the_urban_tree_catalog_gives_three_years_of_one_place(shared_data: Path
         pixels = mosaic.read(footprint_window(found.scenes[0], grid))
     with rasterio.open(found.scenes[0].bands[0].href) as raster:
         np.testing.assert_array_equal(pixels.image, found.scenes[0].radiometry.apply(raster.read([1, 2, 3])))
+
+
+@pytest.mark.parametrize("source", ["mine.yaml", "./mine.yaml", "catalog.json", "./catalog.json", "."])
+def test_a_source_by_a_relative_path_finds_what_lies_beside_it(
+    source: str, tmp_path: Path, aoi: AOI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scene(tmp_path / "a.tif")
+    write_catalog(tmp_path, [make_item("one", "../a.tif")])
+    (tmp_path / "mine.yaml").write_text("kind: source\ntitle: mine\nstac: catalog.json\n")
+    monkeypatch.chdir(tmp_path)
+    assert ids(find_scenes([source], aoi=aoi, search=Search()).scenes) == ["one"]

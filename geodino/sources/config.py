@@ -117,6 +117,9 @@ def resolve(source: str) -> SourceConfig:
 
 
 def _unnamed(source: str, stac: str | None = None, paths: tuple[str, ...] = ()) -> SourceConfig:
+    # Links of a catalog are resolved against its href, which pystac takes for the root of a disk where it is relative.
+    if stac is not None and not is_remote(stac):
+        stac = str(local_path(stac).absolute())
     return SourceConfig(kind="source", title=without_secrets(source), stac=stac, paths=paths)
 
 
@@ -130,4 +133,4 @@ def is_config_file(source: str) -> bool:
 
 
 def _beside(path: Path, href: str) -> str:
-    return href if is_remote(href) else str(path.parent / local_path(href))
+    return href if is_remote(href) else str(path.absolute().parent / local_path(href))
