@@ -12,13 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+from torch.nn.functional import avg_pool2d, grid_sample
 
 Floats = npt.NDArray[np.float32]
-
-# How many of the recoloured chips are softened, and the smallest share of their resolution that they keep.
-_SOFT_SHARE = 0.35
-_SOFTEST = 0.4
 
 
 @dataclass(frozen=True)
@@ -122,10 +118,6 @@ def recolour(image: torch.Tensor, rng: np.random.Generator, most: float) -> torc
     image = middle + (image - middle) * rng.uniform(0.65, 1.35) + rng.uniform(-0.12, 0.12)
     # Towards a 3 x 3 mean is softer, away from it is sharper.
     image = torch.lerp(image, avg_pool2d(image[None], 3, 1, 1, count_include_pad=False)[0], rng.uniform(-0.4, 0.8))
-    if rng.random() < _SOFT_SHARE:
-        # As an older lens or a coarser camera would have shown it.
-        coarse = interpolate(image[None], scale_factor=float(rng.uniform(_SOFTEST, 1)), mode="area")
-        image = interpolate(coarse, size=image.shape[-2:], mode="bilinear", align_corners=False)[0]
     noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.03))
     return torch.lerp(plain, (image + torch.from_numpy(noise)).clamp(0, 1), strength)
 
