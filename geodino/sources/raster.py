@@ -142,8 +142,8 @@ def check_link(href: str, via: str) -> None:
 
     Notes
     -----
-    Hosts are looked up once. A name that leads elsewhere at the next look-up, or a public server that redirects, is not
-    seen; then a GeoTIFF is asked for where there is none.
+    Hosts are looked up once. A name that leads elsewhere at the next look-up is not seen; then a GeoTIFF is asked for
+    where there is none. Where a server sends on to is held against this too, but for JPEG 2000, which GDAL reads.
     """
     if not is_remote(via):
         return
