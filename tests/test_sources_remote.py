@@ -308,6 +308,9 @@ def test_a_file_without_block_checksums_is_held_against_that_of_its_item(
             return files.unverified
 
     assert read_with({href: f"1220{right}"}) == []
+    # Fetched whole to be hashed, and no block a second time.
+    assert server.total("plain.tif").sent <= (folder / "plain.tif").stat().st_size + 64 * 1024
+    server.reset()
     assert ["uncompressed blocks and its Item hold no checksum" in said for said in read_with({})] == [True]
     with pytest.raises(ReadError, match="not the file that its Item describes"):
         read_with({href: f"1220{right[::-1]}"})

@@ -57,17 +57,17 @@ class Masks:
     ----------
     scenes
         In mosaic order, with and without masks.
-    verify
-        Whether every block is checked when it is read.
+    files
+        Where their pixels come from; whoever made it closes it.
     """
 
-    def __init__(self, scenes: Sequence[Scene], grid: Grid, *, verify: bool = False) -> None:
+    def __init__(self, scenes: Sequence[Scene], grid: Grid, files: PixelFiles) -> None:
         self._grid = grid
         with_masks = [number for number, scene in enumerate(scenes) if scene.mask is not None]
         self._place = {number: place for place, number in enumerate(with_masks)}
         self._bands = [mask for scene in scenes if (mask := scene.mask) is not None]
         stand_ins = [_as_scene(scenes[number], mask) for number, mask in zip(with_masks, self._bands, strict=True)]
-        self._warped = WarpedScenes(stand_ins, grid, "nearest", verify=verify)
+        self._warped = WarpedScenes(stand_ins, grid, "nearest", files)
 
     def hidden(self, number: int, window: Window) -> Bools:
         """Where a scene's ground is hidden, (H, W); the same for a pixel whatever the window.
@@ -91,13 +91,9 @@ class Masks:
         hidden = mask.rule.hides(classes, covered)
         return dilated(hidden, mask.dilate_m / self._grid.gsd)[window.slices_in(around)]
 
-    def stop(self) -> None:
-        """Have reads under way end soon, with an error."""
-        self._warped.stop()
-
-    def close(self) -> None:
-        """Closes all files of all threads; no read may be under way or follow."""
-        self._warped.close()
+    def clear(self) -> None:
+        """Let go of what is kept."""
+        self._warped.clear()
 
 
 def _as_scene(scene: Scene, mask: MaskBand) -> Scene:

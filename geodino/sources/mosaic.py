@@ -19,6 +19,7 @@ from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid, Window
 from geodino.settings import RESAMPLINGS
 from geodino.sources.masked import Masks
+from geodino.sources.pixels import PixelFiles
 from geodino.sources.scene import Scene
 from geodino.sources.warped import WarpedScenes
 
@@ -61,7 +62,7 @@ class Mosaic:
         How pixels come onto the grid: nearest, bilinear, cubic, cubic_spline, lanczos or average. A scene that lies on
         the grid already keeps its pixels exactly.
     verify
-        Whether every block is checked when it is read, as `WarpedScenes` does it.
+        Whether every block of pictures and masks is checked when it is read, as `PixelFiles` does it.
     skip_unreadable
         Whether a part of a scene that cannot be read becomes nodata and is told of in `losses`. No other scene fills
         it: which date a map shows must not hang on the weather of a network.
@@ -89,8 +90,11 @@ class Mosaic:
             raise SourceError(f"a mosaic takes 1 to 65535 scenes, not {len(scenes)}")
         self.grid = grid
         self.scenes = tuple(scenes)
-        self._warped = WarpedScenes(self.scenes, grid, resampling, verify=verify)
-        self._masks = Masks(self.scenes, grid, verify=verify)
+        sums = {band.href: band.checksum for scene in self.scenes for band in scene.bands if band.checksum}
+        # One for pictures and masks: a mask may be a band of the picture's own file.
+        self._files = PixelFiles(verify=verify, checksums=sums)
+        self._warped = WarpedScenes(self.scenes, grid, resampling, self._files)
+        self._masks = Masks(self.scenes, grid, self._files)
         self._skip = skip_unreadable
         self.losses: list[str] = []
         self._lock = threading.Lock()
@@ -144,7 +148,7 @@ class Mosaic:
     @property
     def unverified(self) -> list[str]:
         """Sentences about files that were to be verified and hold nothing to be held against."""
-        return sorted(self._warped.unverified)
+        return sorted(self._files.unverified)
 
     def hidden_shares(self) -> tuple[float | None, ...]:
         """Share of each scene's valid pixels that its mask hid, over all reads so far; None without mask or read."""
@@ -162,13 +166,13 @@ class Mosaic:
 
     def stop(self) -> None:
         """Have reads under way end soon, with an error: whoever asked for them is gone."""
-        self._warped.stop()
-        self._masks.stop()
+        self._files.stop()
 
     def close(self) -> None:
         """Closes all files of all threads; no read may be under way or follow."""
-        self._warped.close()
-        self._masks.close()
+        self._files.close()
+        self._warped.clear()
+        self._masks.clear()
 
     def __enter__(self) -> Mosaic:
         return self

@@ -144,10 +144,16 @@ class RemoteTiff:
             future.result()
 
     def hash_whole(self) -> bytes:
-        """SHA-256 of the remote file, which is fetched whole."""
+        """SHA-256 of the remote file, which is fetched whole; before any block is needed."""
         found = hashlib.sha256()
         for start in range(0, self._ranges.size, MOST_BYTES):
-            found.update(self._ranges.get(start, min(start + MOST_BYTES, self._ranges.size)))
+            body = self._ranges.get(start, min(start + MOST_BYTES, self._ranges.size))
+            found.update(body)
+            _write(self._file, body, start)
+        there: Future[None] = Future()
+        there.set_result(None)
+        for number, directory in enumerate(self.directories):
+            self._coming.update(dict.fromkeys((_Key(number, block) for block in range(len(directory.sizes))), there))
         return found.digest()
 
     def forget(self, shape: tuple[int, int], windows: Sequence[Window]) -> None:

@@ -49,8 +49,8 @@ class WarpedScenes:
         The run's grid.
     resampling
         How pixels come onto the grid.
-    verify
-        Whether the bytes of blocks are held against their checksums, where they have them.
+    files
+        Where their pixels come from; whoever made it closes it.
 
     Attributes
     ----------
@@ -58,12 +58,11 @@ class WarpedScenes:
         The smallest window of the grid that holds each scene's footprint.
     """
 
-    def __init__(self, scenes: Sequence[Scene], grid: Grid, resampling: str, *, verify: bool = False) -> None:
+    def __init__(self, scenes: Sequence[Scene], grid: Grid, resampling: str, files: PixelFiles) -> None:
         self.scenes, self.grid = tuple(scenes), grid
         self.windows = [footprint_window(scene, grid) for scene in self.scenes]
         self._resampling = resampling
-        sums = {band.href: band.checksum for scene in self.scenes for band in scene.bands if band.checksum}
-        self._files = PixelFiles(verify=verify, checksums=sums)
+        self._files = files
         self._warps: Kept[int, Warp] = Kept(len(self.scenes), lambda warp: 1)
         self._tiles: Kept[tuple[int, int, int], Seen] = Kept(KEPT_BYTES, lambda seen: seen[0].nbytes + seen[1].nbytes)
         self._local = threading.local()
@@ -87,18 +86,8 @@ class WarpedScenes:
             hrefs = ", ".join(dict.fromkeys(without_secrets(band.href) for band in scene.bands))
             raise ReadError(f"scene {scene.id} ({hrefs}), window {part}: {why}") from error
 
-    @property
-    def unverified(self) -> list[str]:
-        """Sentences about files that were to be verified and hold nothing to be held against."""
-        return self._files.unverified
-
-    def stop(self) -> None:
-        """Have reads under way end soon, with an error."""
-        self._files.stop()
-
-    def close(self) -> None:
-        """Closes all files of all threads; no read may be under way or follow."""
-        self._files.close()
+    def clear(self) -> None:
+        """Let go of what is kept."""
         self._tiles.clear()
 
     def _warp(self, number: int) -> Warp:
