@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,7 @@ def run(
     out: str | Path,
     options: RunOptions | None = None,
     watch: Watch | None = None,
+    load: Callable[..., Model] = load_model,
 ) -> RunRecord:
     """Map an area of interest and write the results into a folder.
 
@@ -56,6 +58,8 @@ def run(
         Sources, model and the rest; the command line's defaults.
     watch
         Is told of progress and warnings.
+    load
+        Gives the model; whoever makes many runs hands in one that keeps what it loaded.
 
     Returns
     -------
@@ -79,7 +83,7 @@ def run(
         watch.note(f"left out: {sentence}")
     with OutputFolder(out, overwrite=options.overwrite) as folder, rasterio.Env(**LOCAL_OPTIONS):
         require_free(folder.path, plan.bytes_written)
-        model = _load(name, products, options)
+        model = _load(name, products, options, load)
         tally = Tally()
         stages = compute(plan, products, model, folder, watch, tally)
         written = time.perf_counter()
@@ -123,7 +127,7 @@ def estimate(
     if not is_at_hand(name):
         raise ModelError(f"the weights of {name} are not on this machine, and a dry run downloads nothing: fetch them")
     began = time.perf_counter()
-    model = _load(name, products, options)
+    model = _load(name, products, options, load_model)
     return measure(plan, products, model, load_s=time.perf_counter() - began)
 
 
@@ -180,8 +184,8 @@ def _of_losses(tally: Tally, plan: Plan, watch: Watch) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _load(name: str, products: Products, options: RunOptions) -> Model:
-    return load_model(
+def _load(name: str, products: Products, options: RunOptions, load: Callable[..., Model]) -> Model:
+    return load(
         name,
         precision=options.precision,
         device=options.device,

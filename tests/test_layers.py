@@ -14,10 +14,12 @@ PACKAGE = Path(__file__).parents[1] / "geodino"
 # From the ground up: a module may import its own layer and those below it.
 LAYERS = [
     {"geodino", "geodino.redaction", "geodino.errors", "geodino.findings", "geodino.shipped", "geodino.watch"},
+    {"geodino.stores"},
     {
         "geodino.grid",
         "geodino.windows",
         "geodino.stitch",
+        "geodino.bands",
         "geodino.polygons",
         "geodino.aoi_files",
         "geodino.aoi",
@@ -33,8 +35,10 @@ LAYERS = [
     {"geodino.training", "geodino.evaluation", "geodino.zonal"},
     {"geodino.plan", "geodino.products", "geodino.estimate", "geodino.quicklook", "geodino.provenance"},
     {"geodino.compute", "geodino.results"},
+    {"geodino.cluster", "geodino.executors"},
     {"geodino.pipeline", "geodino.xarrays", "geodino.report", "geodino.doctor"},
-    {"geodino.cli_train", "geodino.cli_evaluate", "geodino.cli_stats"},
+    {"geodino.batch"},
+    {"geodino.cli_train", "geodino.cli_evaluate", "geodino.cli_stats", "geodino.cli_batch"},
     {"geodino.cli"},
     {"geodino.__main__"},
 ]
