@@ -206,3 +206,21 @@ def test_a_whole_file_is_old_or_new_but_never_half(tmp_path: Path) -> None:
         part.write_text("ne")
         _ = 1 / 0
     assert target.read_text() == "old" and names(tmp_path) == {"a.txt"}
+
+
+def test_work_outlives_a_run_that_fails_and_goes_with_its_publication(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), OutputFolder(tmp_path) as folder:
+        folder.work.put("pieces/a", b"half of it")
+        raise KeyboardInterrupt
+    with OutputFolder(tmp_path) as folder:
+        assert folder.work.get("pieces/a") == b"half of it"
+        folder.staging("run.json").write_text("{}")
+        folder.publish()
+    assert names(tmp_path) == {"run.json"}
+
+
+def test_a_run_that_fails_early_leaves_no_work(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), OutputFolder(tmp_path) as folder:
+        assert folder.work.url.endswith(".work")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == set()

@@ -23,6 +23,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from geodino.errors import OutputError
+from geodino.stores import Store
 
 RECORD_NAME = "run.json"
 
@@ -49,6 +50,9 @@ OUTPUT_NAMES = (
 LOCK_NAME = ".lock"
 # Beside the lock, not in it: filelock before 3.25 empties the lock file when a second process asks for it.
 HOLDER_NAME = ".lock-holder.json"
+
+# What a run has done so far, from which another goes on where this one dies.
+WORK_NAME = ".work"
 
 _PART_NAME = re.compile(r"^\..+\.part-\d+-[0-9a-f]{8}")
 
@@ -144,6 +148,19 @@ class OutputFolder:
         finally:
             self._release()
 
+    @property
+    def url(self) -> str:
+        """Where the outputs are, for messages."""
+        return str(self.path)
+
+    @property
+    def work(self) -> Store:
+        """Objects that outlive a run which fails or is killed, at OUT/.work; `publish` removes them.
+
+        Nothing is made before the first object is put there.
+        """
+        return Store(self.url).below(WORK_NAME)
+
     def staging(self, name: str) -> Path:
         """Where to write the file that `publish` will call `name`, one of OUTPUT_NAMES."""
         if name not in OUTPUT_NAMES:
@@ -194,7 +211,19 @@ class OutputFolder:
             _move(self._staged.pop(name), self.path / name)
             published.append(self.path / name)
         sync(self.path)
+        self._remove_work()
         return published
+
+    def _remove_work(self) -> None:
+        # Renamed first, so that a run that is killed here leaves all of it or nothing under its name.
+        part = part_path(self.path / WORK_NAME)
+        try:
+            (self.path / WORK_NAME).rename(part)
+            shutil.rmtree(part)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"cannot remove {self.path / WORK_NAME}: {error.strerror or error}") from error
 
     def _acquire(self) -> None:
         try:
@@ -246,7 +275,9 @@ class OutputFolder:
 
     def _remove_stale_parts(self) -> None:
         for entry in list(self.path.iterdir()):
-            if _PART_NAME.match(entry.name) and entry.is_file():
+            if _PART_NAME.match(entry.name) and entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif _PART_NAME.match(entry.name):
                 entry.unlink(missing_ok=True)
 
 
