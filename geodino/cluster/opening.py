@@ -1,0 +1,241 @@
+"""A client of the machines that a run is to use: started here, joined, or asked of a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import psutil
+from dask.system import CPU_COUNT
+from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.system import MEMORY_LIMIT
+from distributed.versions import VersionMismatchWarning
+
+from geodino.cluster.held import TOPIC
+from geodino.cluster.machines import PACKAGES, ClusterConfig, Machines, cluster_config
+from geodino.errors import ConfigError
+from geodino.watch import Watch, duration
+
+# A scheduler that runs answers in milliseconds.
+ANSWER_S = 30.0
+# What a worker needs for a ViT-L model and its windows, see `doctor`.
+WORKER_BYTES = 4 * 2**30
+_WAIT_STEP_S = 60.0
+# What OpenMP, and with it torch, reads once, when it is loaded.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+# Results are receipts of some bytes: there is nothing to spill, and a worker that pauses until there is memory again
+# may wait for ever. One that takes 95 % of its share is still killed and started again.
+_WORKER_SETTINGS: dict[str, object] = {
+    f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause")
+}
+
+
+@contextmanager
+def open_client(machines: Machines, watch: Watch) -> Iterator[Client]:
+    """A client of the machines; what was started for it ends with it.
+
+    Workers are not looked over: see `survey.check`.
+
+    Parameters
+    ----------
+    machines
+        Of which something is asked for.
+    watch
+        Is told where the dashboard is, and later of workers that left because they are not fit.
+
+    Raises
+    ------
+    ConfigError
+        Nobody answers, a package is missing, the cluster refuses its arguments, or no worker comes.
+    """
+    with ExitStack() as stack:
+        if machines.scheduler is not None:
+            client = stack.enter_context(_join(machines.scheduler))
+        elif machines.config is not None:
+            client = stack.enter_context(_start(machines.config, watch))
+        else:
+            client = stack.enter_context(_local(machines))
+        watch.note(f"dashboard: {client.dashboard_link}")
+        client.subscribe_topic(TOPIC, lambda event: watch.warn(str(event[1])))
+        if machines.config is not None:
+            _await_worker(client, cluster_config(machines.config), watch)
+        elif not client.scheduler_info(n_workers=-1)["workers"]:
+            raise ConfigError(
+                f"scheduler {machines.scheduler} has no workers; start some: dask worker {machines.scheduler}"
+            )
+        yield client
+
+
+def task_resources(machines: Machines, client: Client) -> dict[str, float]:
+    """What a task takes of a worker: what the config says, else a GPU where some worker has GPUs to give."""
+    if machines.config is not None:
+        return dict(cluster_config(machines.config).resources)
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return {"GPU": 1.0} if any(worker["resources"].get("GPU") for worker in workers) else {}
+
+
+def local_workers(
+    count: int, *, cores: int, memory: int, gpus: tuple[str, ...], environ: Mapping[str, str]
+) -> dict[int, dict[str, Any]]:
+    """How each of some workers on this machine is started, as Dask's SpecCluster takes it.
+
+    Parameters
+    ----------
+    count
+        Of workers; each computes one task at a time.
+    cores, memory
+        Of the machine, the memory in bytes; they are shared out.
+    gpus
+        As CUDA_VISIBLE_DEVICES names them; workers take them in turn.
+    environ
+        Of this process: fewer threads than a worker's share of the cores may be asked for there.
+    """
+    share = max(1, cores // count)
+    asked = environ.get("OMP_NUM_THREADS", "")
+    threads = min(share, int(asked)) if asked.isdecimal() and int(asked) else share
+    workers = {}
+    for index in range(count):
+        env = dict.fromkeys(_THREADS, str(threads))
+        if gpus:
+            env["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        options = {
+            "host": "127.0.0.1",
+            "nthreads": 1,
+            "memory_limit": memory // count,
+            "env": env,
+            "resources": {"GPU": 1} if gpus else {},
+            "silence_logs": logging.WARNING,
+        }
+        workers[index] = {"cls": Nanny, "options": options}
+    return workers
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs of this machine that torch can use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+    return tuple(names[: torch.cuda.device_count()])
+
+
+@contextmanager
+def _local(machines: Machines) -> Iterator[Client]:
+    gpus = visible_gpus()
+    if isinstance(machines.workers, int):
+        count = machines.workers
+    else:
+        memory = min(psutil.virtual_memory().available, MEMORY_LIMIT)
+        count = len(gpus) or max(1, min(CPU_COUNT, memory // WORKER_BYTES))
+    workers = local_workers(count, cores=CPU_COUNT, memory=MEMORY_LIMIT, gpus=gpus, environ=os.environ)
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": "127.0.0.1", "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0"},
+    }
+    settings = _WORKER_SETTINGS | {
+        # Dask gives workers one thread else, and what it sets here is there before anything is imported.
+        "distributed.nanny.pre-spawn-environ": {name: workers[0]["options"]["env"][name] for name in _THREADS}
+    }
+    with (
+        _environment_kept(),
+        dask.config.set(settings),
+        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.WARNING) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(count, timeout=ANSWER_S * max(1, count))
+        yield client
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """A nanny writes what its worker shall find into the environment of its own process, which is this one."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _join(scheduler: str) -> Iterator[Client]:
+    is_file = Path(scheduler).is_file()
+    if not is_file and (scheduler.endswith(".json") or (":" not in scheduler)):
+        raise ConfigError(
+            f"scheduler {scheduler} is no file; give the one that `dask scheduler --scheduler-file` wrote, or an "
+            "address such as tcp://10.0.0.1:8786"
+        )
+    where = {"scheduler_file": scheduler} if is_file else {"address": scheduler}
+    try:
+        with warnings.catch_warnings():
+            # `survey.check` says the same of our own packages too, by worker.
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            client = Client(**where, timeout=ANSWER_S)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"no Dask scheduler answers at {scheduler} within {duration(ANSWER_S)}: {_first_line(error)}; start one "
+            "with `dask scheduler`, or see whether a firewall is between"
+        ) from error
+    with client:
+        yield client
+
+
+@contextmanager
+def _start(name: str, watch: Watch) -> Iterator[Client]:
+    config = cluster_config(name)
+    make = _class_of(config, name)
+    watch.note(f"starting {config.title}")
+    try:
+        cluster = make(**config.kwargs)
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        raise ConfigError(f"{name}: {config.class_} cannot be started: {_first_line(error)}") from error
+    with cluster, Client(cluster) as client:
+        if config.adapt is not None:
+            cluster.adapt(minimum=config.adapt.minimum, maximum=config.adapt.maximum)
+        elif config.scale is not None:
+            cluster.scale(config.scale)
+        yield client
+
+
+def _class_of(config: ClusterConfig, name: str) -> Any:
+    module, _, last = config.class_.rpartition(".")
+    package = PACKAGES[module.partition(".")[0]]
+    try:
+        found = getattr(import_module(module), last, None)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name}: {config.class_} cannot be imported ({_first_line(error)}); install it: pip install {package}"
+        ) from error
+    if not isinstance(found, type):
+        raise ConfigError(f"{name}: {module} has no class {last}; see the documentation of {package}")
+    return found
+
+
+def _await_worker(client: Client, config: ClusterConfig, watch: Watch) -> None:
+    began = time.monotonic()
+    # Adaptive clusters that may shrink to nothing start a worker only for a task.
+    client.submit(os.getpid, key="geodino-first", pure=False)
+    while not client.scheduler_info(n_workers=-1)["workers"]:
+        waited = time.monotonic() - began
+        if waited > config.wait_s:
+            raise ConfigError(
+                f"{config.title} gave no worker within {duration(config.wait_s)}; see its queue and its workers' logs, "
+                "or give a longer wait_s in its config"
+            )
+        if waited and waited % _WAIT_STEP_S < 1:
+            watch.note(f"waiting for the first worker of {config.title} for {duration(waited)}")
+        time.sleep(1)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
