@@ -141,3 +141,15 @@ def test_a_file_that_was_left_by_an_error_cannot_be_read_as_whole(tmp_path: Path
 
 def test_geometry_fields_close_every_schema() -> None:
     assert tuple(SCHEMA)[-2:] == GEOMETRY_FIELDS
+
+
+def test_a_folder_of_files_whose_schema_is_described_is_read_as_one_layer(tmp_path: Path) -> None:
+    profile = GeoProfile(GRID.crs, "Point")
+    trees = TABLE.points(made_trees(40))
+    for name, rows in (("a", trees.slice(0, 15)), ("b", trees.slice(15))):
+        schema = SCHEMA.with_metadata({"geo": profile.described()})
+        with GeoParquetFile(tmp_path / f"{name}.parquet", schema, profile) as file:
+            file.append(rows)
+    layer = gpd.read_parquet(tmp_path)
+    assert len(layer) == 40 and layer.crs.to_epsg() == GRID.crs.epsg
+    assert len(geo(pq.read_metadata(tmp_path / "a.parquet"))["columns"]["geometry"]["bbox"]) == 4

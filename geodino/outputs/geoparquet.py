@@ -9,7 +9,7 @@ tells the time.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,32 @@ class GeoProfile:
     geometry_type: str
     provenance: Mapping[str, str] = field(default_factory=dict)
 
+    def described(self, bounds: Sequence[float] = ()) -> str:
+        """The value of the key `geo`; bounds are (minx, miny, maxx, maxy) of all geometries, empty where unknown.
+
+        A `GeoParquetFile` writes it at its end. Who reads a folder of files as one table looks for it in their Arrow
+        schema: there it has to be put into the schema's metadata.
+        """
+        column: dict[str, object] = {
+            "encoding": "WKB",
+            "geometry_types": [self.geometry_type],
+            "crs": projjson(self.crs),
+            "edges": "planar",
+            "covering": {"bbox": {edge: ["bbox", edge] for edge in EDGES}},
+        }
+        if self.geometry_type == "Polygon":
+            column["orientation"] = "counterclockwise"
+        if len(bounds):
+            column["bbox"] = list(bounds)
+        return json.dumps(
+            {
+                "version": SPECIFICATION,
+                "primary_column": "geometry",
+                "columns": {"geometry": column},
+                "creator": {"library": "geodino", "version": __version__},
+            }
+        )
+
 
 class GeoParquetFile:
     """A file that grows by row groups; a context manager, whole at the end of the block and unreadable before.
@@ -102,7 +128,8 @@ class GeoParquetFile:
             return
         try:
             self._flush(1)
-            self._writer.add_key_value_metadata({**self.profile.provenance, "geo": self._geo()})
+            bounds = [*self._low.tolist(), *self._high.tolist()] if self.rows else ()
+            self._writer.add_key_value_metadata({**self.profile.provenance, "geo": self.profile.described(bounds)})
             self._writer.close()
         except (OSError, pa.ArrowException) as reason:
             raise OutputError(f"cannot finish {self.path}: {reason}: is the disk full?") from reason
@@ -130,27 +157,6 @@ class GeoParquetFile:
             self._writer.write_table(rows.slice(0, self.rows_per_group), row_group_size=self.rows_per_group)
             rows = rows.slice(self.rows_per_group)
         self._held = [rows.combine_chunks()] if rows.num_rows else []
-
-    def _geo(self) -> str:
-        column: dict[str, object] = {
-            "encoding": "WKB",
-            "geometry_types": [self.profile.geometry_type],
-            "crs": projjson(self.profile.crs),
-            "edges": "planar",
-            "covering": {"bbox": {edge: ["bbox", edge] for edge in EDGES}},
-        }
-        if self.profile.geometry_type == "Polygon":
-            column["orientation"] = "counterclockwise"
-        if self.rows:
-            column["bbox"] = [*self._low.tolist(), *self._high.tolist()]
-        return json.dumps(
-            {
-                "version": SPECIFICATION,
-                "primary_column": "geometry",
-                "columns": {"geometry": column},
-                "creator": {"library": "geodino", "version": __version__},
-            }
-        )
 
 
 def geometry_columns(shapes: npt.NDArray[np.object_]) -> tuple[pa.Array, pa.Array]:
