@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn, TypeVar
+import traceback
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from distributed import Client, Worker, WorkerPlugin, get_worker
 
@@ -17,7 +18,9 @@ TOPIC = "geodino"
 Value = TypeVar("Value")
 
 
-def register(client: Client, name: str, make: Callable[[], object]) -> None:
+def register(
+    client: Client, name: str, make: Callable[[], object], *, resources: Mapping[str, float] | None = None
+) -> None:
     """Have every worker make a value once, also those that join or are started again later.
 
     Parameters
@@ -29,20 +32,29 @@ def register(client: Client, name: str, make: Callable[[], object]) -> None:
     make
         Called on each worker, in a thread; sent there by pickle, so it holds a path and not a model. A worker on which
         it raises is not fit: here that is an error, of a worker that joins later a warning, and that worker leaves.
+    resources
+        What a task takes of a worker: those that offer less get no tasks, and make nothing.
 
     Raises
     ------
-    GeodinoError
-        What `make` raised on a worker, of the same class, with the worker's name. Other errors come as they are.
+    GeodinoError, OSError
+        What `make` raised on a worker, of the same class, with the worker's name.
+    RuntimeError
+        It raised anything else; holds the traceback.
     """
     present = frozenset(client.scheduler_info(n_workers=-1)["workers"])
-    client.register_plugin(_Holder(make, present), name=name)
+    client.register_plugin(_Holder(make, present, dict(resources or {})), name=name)
     said = client.run(_fault, name, workers=list(present), on_error="return") if present else {}
     # A worker that died since gives its own error; the one that is started instead of it is looked at when it joins.
     faults = [answer for answer in said.values() if isinstance(answer, _Fault)]
     if faults:
         release(client, name)
-        _refuse(faults)
+        raise faults[0].kind("; ".join(fault.sentence for fault in faults))
+
+
+def offers(offered: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    """Whether a worker's resources are enough for a task."""
+    return all(offered.get(name, 0) >= amount for name, amount in wanted.items())
 
 
 def release(client: Client, name: str) -> None:
@@ -59,16 +71,20 @@ def held(name: str, kind: type[Value]) -> Value:
     return value
 
 
-def place_of(worker: Worker) -> str:
-    """How messages name a worker."""
-    return f"worker {worker.address} on {socket.gethostname()}"
-
-
 class _Fault(NamedTuple):
-    """Why a worker is not fit."""
+    """Why a worker is not fit: what to raise for it. The error itself may hold what cannot be sent."""
 
-    place: str
-    error: BaseException
+    kind: type[Exception]
+    sentence: str
+
+    @classmethod
+    def of(cls, worker: Worker, error: BaseException) -> _Fault:
+        where = f"worker {worker.address} on {socket.gethostname()}"
+        if isinstance(error, GeodinoError):
+            return cls(type(error), f"{where}: {error}")
+        if isinstance(error, OSError):
+            return cls(OSError, f"{where}: {error}")
+        return cls(RuntimeError, f"{where}:\n{''.join(traceback.format_exception(error))}")
 
 
 class _Holder(WorkerPlugin):  # type: ignore[misc]
@@ -78,22 +94,25 @@ class _Holder(WorkerPlugin):  # type: ignore[misc]
     comes to it, at once, and so draw them all. Such a worker says why and closes; its nanny does not start it again.
     """
 
-    def __init__(self, make: Callable[[], object], present: frozenset[str]) -> None:
-        self._make, self._present = make, present
+    def __init__(self, make: Callable[[], object], present: frozenset[str], resources: dict[str, float]) -> None:
+        self._make, self._present, self._resources = make, present, resources
         self._made: asyncio.Future[object] | None = None
 
     async def setup(self, worker: Worker) -> None:
+        if not offers(worker.state.total_resources, self._resources):
+            return
         # In a thread: a model takes seconds to load, in which the worker has to answer its scheduler.
         self._made = asyncio.ensure_future(asyncio.to_thread(self._make))
         await asyncio.wait([self._made])
-        if self.fault() is not None and worker.address not in self._present:
-            worker.log_event(TOPIC, f"{place_of(worker)} leaves: {self.fault()}")
+        error = self.error()
+        if error is not None and worker.address not in self._present:
+            worker.log_event(TOPIC, f"{_Fault.of(worker, error).sentence}; it leaves")
             worker.loop.add_callback(worker.close, reason="geodino-unfit")
 
     def teardown(self, worker: Worker) -> None:
         self._made = None
 
-    def fault(self) -> BaseException | None:
+    def error(self) -> BaseException | None:
         return self._made.exception() if self._made is not None else None
 
     def value(self) -> object:
@@ -110,14 +129,5 @@ def _holder(worker: Worker, name: str) -> _Holder:
 
 def _fault(name: str, dask_worker: Worker) -> _Fault | None:
     """Asked of each worker."""
-    error = _holder(dask_worker, name).fault()
-    return None if error is None else _Fault(place_of(dask_worker), error)
-
-
-def _refuse(faults: list[_Fault]) -> NoReturn:
-    first = faults[0].error
-    sentence = "; ".join(f"{fault.place}: {fault.error}" for fault in faults)
-    if isinstance(first, GeodinoError):
-        raise type(first)(sentence) from first
-    first.add_note(sentence)
-    raise first
+    error = _holder(dask_worker, name).error()
+    return None if error is None else _Fault.of(dask_worker, error)

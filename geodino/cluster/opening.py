@@ -183,7 +183,7 @@ def _join(scheduler: str) -> Iterator[Client]:
             client = Client(**where, timeout=ANSWER_S)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"no Dask scheduler answers at {scheduler} within {duration(ANSWER_S)}: {_first_line(error)}; start one "
+            f"no Dask scheduler answers at {scheduler} within {duration(ANSWER_S)}: {_why(error)}; start one "
             "with `dask scheduler`, or see whether a firewall is between"
         ) from error
     with client:
@@ -198,7 +198,7 @@ def _start(name: str, watch: Watch) -> Iterator[Client]:
     try:
         cluster = make(**config.kwargs)
     except (TypeError, ValueError, OSError, RuntimeError) as error:
-        raise ConfigError(f"{name}: {config.class_} cannot be started: {_first_line(error)}") from error
+        raise ConfigError(f"{name}: {config.class_} cannot be started: {_why(error)}") from error
     with cluster, Client(cluster) as client:
         if config.adapt is not None:
             cluster.adapt(minimum=config.adapt.minimum, maximum=config.adapt.maximum)
@@ -214,7 +214,7 @@ def _class_of(config: ClusterConfig, name: str) -> Any:
         found = getattr(import_module(module), last, None)
     except ImportError as error:
         raise ConfigError(
-            f"{name}: {config.class_} cannot be imported ({_first_line(error)}); install it: pip install {package}"
+            f"{name}: {config.class_} cannot be imported ({_why(error)}); install it: pip install {package}"
         ) from error
     if not isinstance(found, type):
         raise ConfigError(f"{name}: {module} has no class {last}; see the documentation of {package}")
@@ -224,7 +224,7 @@ def _class_of(config: ClusterConfig, name: str) -> Any:
 def _await_worker(client: Client, config: ClusterConfig, watch: Watch) -> None:
     began = time.monotonic()
     # Adaptive clusters that may shrink to nothing start a worker only for a task.
-    client.submit(os.getpid, key="geodino-first", pure=False)
+    first = client.submit(os.getpid, resources=config.resources or None, pure=False)
     while not client.scheduler_info(n_workers=-1)["workers"]:
         waited = time.monotonic() - began
         if waited > config.wait_s:
@@ -235,7 +235,13 @@ def _await_worker(client: Client, config: ClusterConfig, watch: Watch) -> None:
         if waited and waited % _WAIT_STEP_S < 1:
             watch.note(f"waiting for the first worker of {config.title} for {duration(waited)}")
         time.sleep(1)
+    first.cancel()
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+def _why(error: BaseException) -> str:
+    """The first line of what happened, and of what it came from, which Dask wraps."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    lines = [str(each).strip().split("\n")[0] for each in dict.fromkeys((error, first))]
+    return ": ".join(line for line in lines if line)
