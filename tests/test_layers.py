@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "geodino"
 # From the ground up: a module may import its own layer and those below it.
 LAYERS = [
     {"geodino", "geodino.redaction", "geodino.errors", "geodino.findings", "geodino.shipped", "geodino.watch"},
-    {"geodino.stores"},
+    {"geodino.buckets", "geodino.stores"},
     {
         "geodino.grid",
         "geodino.windows",

@@ -10,8 +10,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
-import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -23,7 +21,8 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from geodino.errors import OutputError
-from geodino.stores import Store
+from geodino.stores import PART_NAME, Store, sync
+from geodino.stores import part_path as part_path
 
 RECORD_NAME = "run.json"
 
@@ -54,13 +53,6 @@ HOLDER_NAME = ".lock-holder.json"
 # What a run has done so far, from which another goes on where this one dies.
 WORK_NAME = ".work"
 
-_PART_NAME = re.compile(r"^\..+\.part-\d+-[0-9a-f]{8}")
-
-
-def part_path(target: Path) -> Path:
-    """A name in the target's folder that no other process uses and nobody takes for a finished file."""
-    return target.with_name(f".{target.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
-
 
 def require_free(folder: Path, needed_bytes: int) -> None:
     """Raise OutputError unless the folder's disk has that many bytes free."""
@@ -70,15 +62,6 @@ def require_free(folder: Path, needed_bytes: int) -> None:
             f"{folder} has {free / 2**20:.0f} MiB free and {needed_bytes / 2**20:.0f} MiB are needed: "
             "make room or choose another --out"
         )
-
-
-def sync(path: Path) -> None:
-    """Bring a file or a folder's list of names to the disk; raises OSError where that fails."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -275,9 +258,9 @@ class OutputFolder:
 
     def _remove_stale_parts(self) -> None:
         for entry in list(self.path.iterdir()):
-            if _PART_NAME.match(entry.name) and entry.is_dir():
+            if PART_NAME.match(entry.name) and entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
-            elif _PART_NAME.match(entry.name):
+            elif PART_NAME.match(entry.name):
                 entry.unlink(missing_ok=True)
 
 
