@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from geodino.settings import nearest_day
 from geodino.sources.scene import Facts, Scene
 
-_Key = tuple[tuple[float, ...], float, str, tuple[str, ...]]
+OrderKey = tuple[float, float, tuple[str, ...]]
 
 
 def in_order(scenes: Iterable[Scene], order: str) -> tuple[Scene, ...]:
@@ -26,22 +26,30 @@ def in_order(scenes: Iterable[Scene], order: str) -> tuple[Scene, ...]:
     ConfigError
         No such order.
     """
-    day = nearest_day(order)
-
-    def key(scene: Scene) -> _Key:
-        age = math.inf if scene.datetime is None else -scene.datetime.timestamp()
-        files = tuple(f"{band.href}#{band.index}" for band in scene.bands)
-        first: tuple[float, ...] = ()
-        if day is not None:
-            first = (_days_away(scene.facts, day),)
-        elif order == "oldest":
-            first = (math.inf if scene.datetime is None else scene.datetime.timestamp(),)
-        elif order == "least-cloud":
-            first = (math.inf if scene.cloud_cover is None else scene.cloud_cover,)
-        return first, age, scene.id, files
-
     unique = {scene.bands: scene for scene in scenes}.values()
-    return tuple(sorted(unique, key=key))
+    return tuple(
+        sorted(
+            unique,
+            key=lambda scene: order_key(
+                scene.facts, (scene.id, *(f"{band.href}#{band.index}" for band in scene.bands)), order
+            ),
+        )
+    )
+
+
+def order_key(facts: Facts, names: tuple[str, ...], order: str) -> OrderKey:
+    """What sorts acquisitions into mosaic order, from their facts and, where these are equal, their names."""
+    day = nearest_day(order)
+    moment = facts.datetime or facts.start
+    age = math.inf if moment is None else -moment.timestamp()
+    first = 0.0
+    if day is not None:
+        first = _days_away(facts, day)
+    elif order == "oldest":
+        first = math.inf if moment is None else moment.timestamp()
+    elif order == "least-cloud":
+        first = math.inf if facts.cloud_cover is None else facts.cloud_cover
+    return first, age, names
 
 
 def _days_away(facts: Facts, day: dt.date) -> float:
