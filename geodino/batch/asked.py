@@ -1,0 +1,254 @@
+"""What the user asks of a batch, settled: the pipeline, the options of all runs, and the list of jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from geodino.aoi import AOI, read_aoi
+from geodino.batch.areas import area_jobs
+from geodino.batch.cells import cell_side, cells, grid_of, read_side
+from geodino.batch.jobs import Job, read_jobs, write_jobs
+from geodino.batch.listing import Listing, scene_jobs
+from geodino.batch.manifest import Manifest, begin, now, read_manifest, require_same, settings_of
+from geodino.errors import ConfigError
+from geodino.grid import Grid
+from geodino.models.loading import facts_of
+from geodino.plan import RunOptions
+from geodino.products import products_of
+from geodino.redaction import without_secrets
+from geodino.settings import PipelineSpec, read_pipeline
+from geodino.sources import Search
+from geodino.sources.config import SourceConfig, resolve
+from geodino.sources.raster import is_remote, local_path
+from geodino.stores import Store
+from geodino.watch import Watch, count
+
+LEASE_S = 300.0
+# Below it a busy disk looks like a dead process.
+LEAST_LEASE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A batch as it is asked for.
+
+    Attributes
+    ----------
+    catalog
+        As `run` takes a source, or a stac-geoparquet file, or a CSV of areas. With a grid it is another word for the
+        source; None: the options' sources.
+    aoi
+        Of scenes, what they are cut to; of a grid, what is cut into cells.
+    grid
+        The side of a cell, such as `10km`.
+    lease_s
+        After which a process without a sign is dead; of the process that begins the batch.
+    """
+
+    pipeline: str | Path
+    options: RunOptions
+    catalog: str | None = None
+    aoi: str | None = None
+    grid: str | None = None
+    lease_s: float = LEASE_S
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that has begun: its place, what it is, its jobs in the order of the mosaic, and how each is run."""
+
+    store: Store
+    manifest: Manifest
+    jobs: list[Job]
+    spec: PipelineSpec
+    options: RunOptions
+    config: SourceConfig | None = None
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What is asked, checked: `kind` as the manifest's."""
+
+    kind: str
+    spec: PipelineSpec
+    options: RunOptions
+    aoi: AOI | None
+    catalog: str | None
+    grid: Grid | None = None
+    side_px: int = 0
+
+
+def open_batch(asked: Asked, store: Store, watch: Watch) -> Batch:
+    """The batch in a folder or bucket, begun where there is none: its list of jobs is made once.
+
+    Raises
+    ------
+    ConfigError
+        What is asked cannot be done, or is not what the batch there was begun with; the difference is shown.
+    InputError, ReadError, ModelError, OutputError
+        As a single run's, before any of them begins.
+    """
+    settled = _settle(asked)
+    settings = _settings(settled)
+    manifest = read_manifest(store)
+    if manifest is None:
+        manifest = _begin(asked, settled, settings, store, watch)
+    else:
+        require_same(store, manifest, settings)
+    config = None
+    if settled.kind == "scenes" and settled.catalog is not None:
+        found = resolve(settled.catalog)
+        config = found if any((found.asset, found.bands, found.sign, found.mask)) else None
+    jobs = read_jobs(store, manifest.jobs_key, manifest.jobs_sha256)
+    return Batch(store, manifest, jobs, settled.spec, settled.options, config)
+
+
+def reopen_batch(store: Store, manifest: Manifest, machine: RunOptions) -> Batch:
+    """A batch by what its manifest says, and the options that a machine decides for itself.
+
+    Raises
+    ------
+    ConfigError
+        An address of its imagery holds a signature or password, which are not kept.
+    """
+    options = replace(manifest.options, device=machine.device, batch_size=machine.batch_size, threads=machine.threads)
+    catalog = manifest.settings["catalog"]
+    kept = [*options.sources, *([catalog] if isinstance(catalog, str) else [])]
+    if any("?..." in source for source in kept):
+        raise ConfigError("the imagery's address holds a secret, which is not kept: give the whole command again")
+    config = None
+    if manifest.kind == "scenes" and isinstance(catalog, str):
+        found = resolve(catalog)
+        config = found if any((found.asset, found.bands, found.sign, found.mask)) else None
+    jobs = read_jobs(store, manifest.jobs_key, manifest.jobs_sha256)
+    return Batch(store, manifest, jobs, manifest.pipeline, options, config)
+
+
+def _settle(asked: Asked) -> _Settled:
+    spec = read_pipeline(asked.pipeline)
+    options = replace(asked.options, model=_model(asked.options.model or spec.model), overwrite=False)
+    if asked.lease_s < LEAST_LEASE_S:
+        raise ConfigError(f"--lease-s {asked.lease_s:g} must be {LEAST_LEASE_S:g} or more")
+    aoi = None
+    if asked.aoi is not None:
+        aoi = read_aoi(asked.aoi, layer=options.aoi_layer, crs=options.aoi_crs, repair=options.repair_aoi)
+    if asked.grid is not None:
+        return _settle_grid(asked, spec, options, aoi)
+    if asked.catalog is None:
+        raise ConfigError("give --catalog, of scenes or of areas, or --grid with --aoi")
+    catalog = _absolute(asked.catalog)
+    options = replace(options, aoi_layer=None)
+    if _is_csv(catalog):
+        if aoi is not None:
+            raise ConfigError(f"{asked.catalog} names the areas itself; leave out --aoi")
+        return _Settled("areas", spec, _with_sources(options), None, catalog)
+    return _Settled("scenes", spec, replace(options, sources=(), aoi_crs=None), aoi, catalog)
+
+
+def _settle_grid(asked: Asked, spec: PipelineSpec, options: RunOptions, aoi: AOI | None) -> _Settled:
+    assert asked.grid is not None
+    model = str(options.model)
+    if aoi is None:
+        raise ConfigError(f"--grid {asked.grid} needs --aoi: what is cut into cells")
+    if (options.harmonise or spec.harmonise) != "none":
+        raise ConfigError(
+            "harmonised scenes look different from cell to cell, which would show at every seam; "
+            "give --harmonise none, or one run over the whole AOI"
+        )
+    if asked.catalog is not None:
+        options = replace(options, sources=(asked.catalog,))
+    facts = facts_of(model, "height" if products_of(spec, model).maps else "trees")
+    if facts.gsd_m is None and isinstance(spec.gsd_m, str):
+        raise ConfigError(f"model {model} does not say its metres a pixel; give gsd_m in the pipeline")
+    grid = grid_of(aoi, options.crs, spec.gsd(facts.gsd_m or 0.0))
+    coarse_m = None if spec.trees is None else spec.trees.density_cell_m
+    side_px = cell_side(read_side(asked.grid), grid.gsd, coarse_m)
+    options = replace(_with_sources(options), crs=str(grid.crs), aoi_layer=None, aoi_crs=None)
+    return _Settled("grid", spec, options, aoi, None, grid, side_px)
+
+
+def _settings(settled: _Settled) -> dict[str, JsonValue]:
+    grid = settled.grid
+    more: dict[str, object] = {
+        "kind": settled.kind,
+        "catalog": None if settled.catalog is None else without_secrets(settled.catalog),
+        "aoi": None if settled.aoi is None else settled.aoi.geojson(),
+        "grid": None if grid is None else {"crs": str(grid.crs), "gsd_m": grid.gsd, "cell_px": settled.side_px},
+    }
+    return settings_of(settled.spec, settled.options, more)  # type: ignore[arg-type]
+
+
+def _begin(asked: Asked, settled: _Settled, settings: dict[str, JsonValue], store: Store, watch: Watch) -> Manifest:
+    listing = _list(settled)
+    for sentence in listing.warnings:
+        watch.warn(sentence)
+    for sentence in listing.left_out:
+        watch.note(f"left out: {sentence}")
+    key, sha256 = write_jobs(store, listing.jobs)
+    manifest = begin(
+        store,
+        Manifest(
+            kind=settled.kind,
+            settings=settings,
+            jobs=len(listing.jobs),
+            jobs_key=key,
+            jobs_sha256=sha256,
+            lease_s=asked.lease_s,
+            began=now(),
+            left_out=listing.left_out,
+        ),
+    )
+    total_ha = sum(job.hectares for job in listing.jobs)
+    watch.note(f"{count(len(listing.jobs), 'job')}, {total_ha:,.1f} ha ({_words(settled)})")
+    return manifest
+
+
+def _list(settled: _Settled) -> Listing:
+    spec, options = settled.spec, settled.options
+    if settled.kind == "grid":
+        assert settled.aoi is not None and settled.grid is not None
+        return Listing(cells(settled.aoi, settled.grid, settled.side_px))
+    assert settled.catalog is not None
+    if settled.kind == "areas":
+        return Listing(area_jobs(settled.catalog, crs=options.aoi_crs, repair=options.repair_aoi))
+    search = Search(
+        collections=options.collections,
+        datetime=options.datetime,
+        max_cloud=spec.max_cloud_percent if options.max_cloud is None else options.max_cloud,
+        order=options.order or spec.order,
+        bands=options.bands,
+        radiometry=options.radiometry or spec.radiometry,
+    )
+    return scene_jobs(resolve(settled.catalog), search, settled.aoi)
+
+
+def _words(settled: _Settled) -> str:
+    if settled.grid is None:
+        return {"scenes": "a scene each", "areas": "an area each"}[settled.kind]
+    return f"cells of {settled.side_px * settled.grid.gsd:,.10g} m in {settled.grid.crs}"
+
+
+def _model(name: str) -> str:
+    if name == "auto":
+        raise ConfigError("a batch takes no model auto: name one with --model, such as chmv2 or nano")
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
+
+
+def _with_sources(options: RunOptions) -> RunOptions:
+    if "auto" in options.sources:
+        raise ConfigError("a batch takes no source auto: name the imagery with --source, such as a config or a folder")
+    return replace(options, sources=tuple(_absolute(source) for source in options.sources))
+
+
+def _absolute(source: str) -> str:
+    """A path that means the same on other machines and in other folders; names and addresses as they are."""
+    if is_remote(source) or not local_path(source).exists():
+        return source
+    return str(local_path(source).absolute())
+
+
+def _is_csv(catalog: str) -> bool:
+    return catalog.lower().endswith(".csv")

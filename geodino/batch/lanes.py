@@ -1,0 +1,52 @@
+"""Who does the jobs: this process, one after the other, or others that it hands them to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from geodino.batch.work import Outcome, Task
+
+Work = Callable[[Task], Outcome]
+
+
+class Lanes(Protocol):
+    """Where jobs are handed in, and come out again in any order."""
+
+    def has_room(self) -> bool:
+        """Whether another job may be handed in."""
+
+    def submit(self, task: Task) -> None: ...
+
+    def busy(self) -> bool:
+        """Whether any job is under way."""
+
+    def next(self) -> tuple[str, Outcome]:
+        """Wait for a job to end: its id, and how."""
+
+    def close(self) -> None:
+        """Let go of what is under way."""
+
+
+class Here:
+    """This process, a job at a time."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._task: Task | None = None
+
+    def has_room(self) -> bool:
+        return self._task is None
+
+    def submit(self, task: Task) -> None:
+        self._task = task
+
+    def busy(self) -> bool:
+        return self._task is not None
+
+    def next(self) -> tuple[str, Outcome]:
+        assert self._task is not None
+        task, self._task = self._task, None
+        return task.job.id, self._work(task)
+
+    def close(self) -> None: ...

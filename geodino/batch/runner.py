@@ -1,0 +1,168 @@
+"""A batch from its first job to its catalog, by one of any number of processes that share it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from geodino.batch.asked import Batch
+from geodino.batch.index import failed, finished, select, update_index
+from geodino.batch.lanes import Here, Lanes, Work
+from geodino.batch.leases import Pulse, Pulses, turn
+from geodino.batch.ledger import Ledger, read_tracks
+from geodino.batch.work import CAUSES, Outcome, Task, run_job
+from geodino.cluster.machines import Machines
+from geodino.errors import ModelError, OutputError
+from geodino.watch import Watch, count
+
+# A disk that is full, or a store that refuses, does so to every job; one may be an accident.
+_MOST_REFUSALS = 3
+_REFUSED = dict(CAUSES)[OutputError]
+# Between two looks at what the other processes do, when this one has nothing left: a share of the lease, seconds.
+_LEAST_PAUSE_S, _MOST_PAUSE_S = 0.2, 30.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of a batch, or of this process's part in it.
+
+    Attributes
+    ----------
+    done, failed
+        Jobs of the whole batch.
+    lost_ha
+        Ground of jobs that are done which is nodata, because its imagery could not be read and might be skipped.
+    stopped
+        Why the batch was left before its end; None: it is at its end.
+    summary, text
+        What `gather` says of the results; nothing where the batch is not at its end.
+    """
+
+    done: int
+    failed: int
+    lost_ha: float = 0.0
+    stopped: str | None = None
+    summary: dict[str, JsonValue] | None = None
+    text: str = ""
+
+
+def run_batch(
+    batch: Batch,
+    watch: Watch,
+    *,
+    machines: Machines | None = None,
+    max_failures: int | None = None,
+    work: Work = run_job,
+) -> Ended:
+    """Do the jobs that nobody else does, until all are done or have failed; then gather the results.
+
+    Parameters
+    ----------
+    machines
+        Who does them; None: this process.
+    max_failures
+        The batch is left when more jobs than so many have failed.
+    work
+        What is done for a job.
+
+    Raises
+    ------
+    ModelError, OutputError
+        What would befall every job; all that is under way is given back.
+    """
+    store, lease_s = batch.store, batch.manifest.lease_s
+    pulses = Pulses(store, lease_s)
+    pause_s = min(max(lease_s / 8, _LEAST_PAUSE_S), _MOST_PAUSE_S)
+    with Pulse(store, lease_s) as pulse:
+        with _lanes(machines or Machines(), work, watch) as lanes:
+            ledger = Ledger(store, batch.jobs, pulse.owner, pulses)
+            watch.begin("jobs", len(batch.jobs))
+            watch.advance(ledger.ended)
+            try:
+                stopped = _drive(batch, ledger, lanes, watch, pause_s, max_failures)
+            finally:
+                lanes.close()
+                ledger.release()
+        if stopped is not None:
+            return Ended(ledger.ended - ledger.failures, ledger.failures, stopped=stopped)
+        with turn(store, "gather", pulse.owner, pulses, pause_s=pause_s):
+            return gather_results(batch, watch)
+
+
+def gather_results(batch: Batch, watch: Watch) -> Ended:
+    """The catalog, mosaics, trees and tables of what is done so far, and the index."""
+    from geodino.batch.gather import Facts, gather
+
+    with tempfile.TemporaryDirectory(prefix="geodino-batch-") as scratch:
+        path = update_index(batch.store, batch.jobs, read_tracks(batch.store), Path(scratch))
+        ((done, bad, lost),) = select(
+            path, "SELECT coalesce(sum(state = 'done'), 0), coalesce(sum(state = 'failed'), 0), "
+            "coalesce(sum(lost_ha), 0) FROM jobs"
+        )  # fmt: skip
+        catalog = batch.manifest.settings["catalog"]
+        facts = Facts(
+            title=batch.manifest.title(),
+            disjoint=batch.manifest.kind == "grid",
+            planned=len(batch.jobs),
+            pipeline=batch.spec.name,
+            catalog=str(catalog or ", ".join(batch.options.sources)),
+        )
+        summary = gather(batch.store, finished(path), failed(path), facts, watch=watch)
+    return Ended(int(str(done)), int(str(bad)), float(str(lost)), None, summary.as_dict(), summary.as_text())
+
+
+def _drive(
+    batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, pause_s: float, max_failures: int | None
+) -> str | None:
+    """Hand in and settle jobs until none is left; why that was left off, None where it was not."""
+    names = {job.id: job.name for job in batch.jobs}
+    refusals = 0
+    while True:
+        while lanes.has_room() and (taken := ledger.claim()) is not None:
+            job, attempt = taken
+            lanes.submit(Task(batch.store.url, job, attempt, batch.spec, batch.options, batch.config))
+        if lanes.busy():
+            job_id, outcome = lanes.next()
+            if outcome.ends_batch is not None:
+                raise ModelError(outcome.ends_batch)
+            _settle(ledger, job_id, names[job_id], outcome, watch)
+            refusals = refusals + 1 if outcome.receipt.get("cause") == _REFUSED else 0
+            if refusals == _MOST_REFUSALS:
+                raise OutputError(f"{outcome.receipt['error']}; so it was for {refusals} jobs in a row")
+            if max_failures is not None and ledger.failures > max_failures:
+                return f"{count(ledger.failures, 'job')} failed, more than --max-failures {max_failures}"
+            continue
+        ledger.refresh()
+        watch.advance(ledger.ended)
+        if not ledger.waiting:
+            if not ledger.others():
+                return None
+            time.sleep(pause_s)
+
+
+def _settle(ledger: Ledger, job_id: str, name: str, outcome: Outcome, watch: Watch) -> None:
+    if outcome.done:
+        ledger.done(job_id, outcome.receipt)
+    elif ledger.failed(job_id, outcome.receipt, again=outcome.again):
+        watch.warn(f"{name} failed: {outcome.receipt['error']}")
+    else:
+        watch.note(f"{name} is tried again later: {outcome.receipt['error']}")
+    watch.advance(ledger.ended)
+
+
+@contextmanager
+def _lanes(machines: Machines, work: Work, watch: Watch) -> Iterator[Lanes]:
+    if not machines.asked:
+        yield Here(work)
+        return
+    from geodino.batch.workers import Workers
+    from geodino.cluster.opening import open_client, task_resources
+
+    with open_client(machines, watch) as client:
+        yield Workers(client, work, task_resources(machines, client))

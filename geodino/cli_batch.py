@@ -1,0 +1,214 @@
+"""`geodino batch`: many runs over a catalog, shared by as many processes as are started on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from geodino.errors import DONE_IN_PART
+
+if TYPE_CHECKING:
+    from geodino.batch.runner import Ended
+    from geodino.cluster.machines import Machines
+    from geodino.plan import RunOptions
+    from geodino.watch import PlainWatch, RichWatch
+
+# Options of `run` that mean the same of every job.
+OF_RUN = (
+    "sources",
+    "model",
+    "collections",
+    "datetime_",
+    "max_cloud",
+    "order",
+    "harmonise",
+    "strict_acquisition",
+    "bands",
+    "radiometry",
+    "crs",
+    "aoi_layer",
+    "aoi_crs",
+    "repair_aoi",
+    "force_gsd",
+    "precision",
+    "device",
+    "batch_size",
+    "threads",
+    "on_read_error",
+    "verify",
+)
+# And those that `retry` takes besides: what a machine decides for itself.
+OF_MACHINE = ("device", "batch_size", "threads")
+_BEGIN = "begin"
+
+
+class _PipelineFirst(click.Group):
+    """A group whose first word is a pipeline where it is no command, as in `geodino batch canopy --catalog ...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, "-h", "--help"):
+            args = [_BEGIN, *args]
+        elif args[0] in ("-h", "--help"):
+            args = [_BEGIN, "--help"]
+        return super().parse_args(ctx, args)
+
+
+def batch_command(run: click.Command) -> click.Group:
+    """The group `batch`, with those options of `run` that mean the same of every job."""
+    group = _PipelineFirst("batch", help="Many runs over a catalog, resumable.")
+    shared = {parameter.name: parameter for parameter in run.params}
+    begin.params += [shared[name] for name in OF_RUN if name in shared]
+    retry.params += [shared[name] for name in OF_MACHINE if name in shared]
+    for command in (begin, status, retry):
+        group.add_command(command)
+    return group
+
+
+def _machines(function: Any) -> Any:
+    """The options that say who does the jobs, and how it is told."""
+    for option in (
+        click.option("--workers", metavar="N|auto", help="Processes of this machine, by Dask [default: this one]."),
+        click.option("--scheduler", metavar="ADDRESS|FILE", help="A Dask scheduler that runs already."),
+        click.option("--config", help="A cluster: a config's name or YAML file."),
+        click.option("--max-failures", type=click.IntRange(0), help="Stop when more jobs than so many have failed."),
+        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output."),
+        click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command(_BEGIN, hidden=True, context_settings={"max_content_width": 110})
+@click.argument("pipeline")
+@click.option(
+    "--catalog",
+    help="What to map: a STAC API, catalog or source config, a stac-geoparquet file, a folder of GeoTIFFs: a job a "
+    "scene. Or a CSV of areas (name, and wkt or minx,miny,maxx,maxy or path): a job a row, of the imagery of --source.",
+)
+@click.option("--grid", metavar="SIDE", help="A job a cell of this side, such as 10km, of --aoi, with --source.")
+@click.option("--aoi", help="Of a catalog, the part to map; of a grid, what is cut into cells. As `run` takes it.")
+@click.option("--out", required=True, help="Folder or bucket (s3://...) of the whole batch.")
+@click.option(
+    "--lease-s",
+    type=click.FloatRange(1),
+    default=300.0,
+    show_default=True,
+    help="A process that gives no sign for so many seconds is dead, and its jobs are taken over.",
+)
+@_machines
+def begin(
+    pipeline: str,
+    catalog: str | None,
+    grid: str | None,
+    aoi: str | None,
+    out: str,
+    lease_s: float,
+    workers: str | None,
+    scheduler: str | None,
+    config: str | None,
+    max_failures: int | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Map every scene of a catalog, every area of a list, or every cell of a grid, as PIPELINE says.
+
+    Give the same command again to go on, and on other machines that share the folder or bucket to help: each job is
+    done once. Where jobs failed the exit code is 5.
+
+    \b
+    geodino batch canopy --catalog scenes/ --model nano --out out/
+    geodino batch canopy --grid 10km --aoi area.geojson --source planetary-computer-naip --model chmv2 --out out/
+    geodino batch status OUT     how far it is, what failed and why
+    geodino batch retry OUT      try again what failed, and go on
+    """
+    from geodino.batch.asked import Asked, open_batch
+    from geodino.stores import Store
+
+    asked = Asked(pipeline, _run_options(options), catalog, aoi, grid, lease_s)
+    with _watch(quiet=quiet) as watch:
+        from geodino.batch.runner import run_batch
+
+        opened = open_batch(asked, Store(out), watch)
+        ended = run_batch(opened, watch, machines=_chosen(workers, scheduler, config), max_failures=max_failures)
+    _say(ended, out, as_json=as_json, quiet=quiet)
+
+
+@click.command("status")
+@click.argument("out")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def status(out: str, as_json: bool) -> None:
+    """How far the batch in OUT has come, at what rate, and what failed for which cause."""
+    from geodino.batch.status import read_status
+    from geodino.stores import Store
+
+    found = read_status(Store(out))
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+
+
+@click.command("retry")
+@click.argument("out")
+@_machines
+def retry(
+    out: str,
+    workers: str | None,
+    scheduler: str | None,
+    config: str | None,
+    max_failures: int | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Try the failed jobs of the batch in OUT again, and go on with it."""
+    from geodino.batch.asked import reopen_batch
+    from geodino.batch.runner import run_batch
+    from geodino.batch.status import try_again
+    from geodino.plan import RunOptions
+    from geodino.stores import Store
+    from geodino.watch import count
+
+    store = Store(out)
+    with _watch(quiet=quiet) as watch:
+        manifest, number = try_again(store)
+        watch.note(f"{count(number, 'failed job')} to try again")
+        opened = reopen_batch(store, manifest, RunOptions(**options))
+        ended = run_batch(opened, watch, machines=_chosen(workers, scheduler, config), max_failures=max_failures)
+    _say(ended, out, as_json=as_json, quiet=quiet)
+
+
+def _say(ended: Ended, out: str, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        counted = {"done": ended.done, "failed": ended.failed, "lost_ha": ended.lost_ha, "stopped": ended.stopped}
+        click.echo(json.dumps(counted | {"summary": ended.summary}, indent=2))
+    elif ended.stopped is not None:
+        click.echo(f"stopped: {ended.stopped}; `geodino batch status {out}` says why they did", err=True)
+    elif not quiet:
+        click.echo(f"{ended.text}\nthe results are in {out}")
+    if ended.failed or ended.lost_ha or ended.stopped is not None:
+        sys.exit(DONE_IN_PART)
+
+
+def _chosen(workers: str | None, scheduler: str | None, config: str | None) -> Machines:
+    from geodino.cluster.machines import Machines
+
+    return Machines.of(workers, scheduler, config)
+
+
+def _run_options(options: dict[str, Any]) -> RunOptions:
+    from geodino.plan import RunOptions
+
+    bands = options.pop("bands")
+    return RunOptions(
+        datetime=options.pop("datetime_"),
+        bands=tuple(band.strip() for band in bands.split(",")) if bands else (),
+        **options,
+    )
+
+
+def _watch(*, quiet: bool) -> PlainWatch | RichWatch:
+    from geodino.watch import PlainWatch, RichWatch
+
+    return RichWatch() if sys.stderr.isatty() and not quiet else PlainWatch(quiet=quiet)
