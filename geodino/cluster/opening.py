@@ -22,6 +22,7 @@ from distributed.versions import VersionMismatchWarning
 from geodino.cluster.held import TOPIC
 from geodino.cluster.machines import PACKAGES, ClusterConfig, Machines, cluster_config
 from geodino.errors import ConfigError
+from geodino.sources.raster import causes
 from geodino.watch import Watch, duration
 
 # A scheduler that runs answers in milliseconds.
@@ -183,7 +184,7 @@ def _join(scheduler: str) -> Iterator[Client]:
             client = Client(**where, timeout=ANSWER_S)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"no Dask scheduler answers at {scheduler} within {duration(ANSWER_S)}: {_why(error)}; start one "
+            f"no Dask scheduler answers at {scheduler} within {duration(ANSWER_S)}: {causes(error)}; start one "
             "with `dask scheduler`, or see whether a firewall is between"
         ) from error
     with client:
@@ -198,7 +199,7 @@ def _start(name: str, watch: Watch) -> Iterator[Client]:
     try:
         cluster = make(**config.kwargs)
     except (TypeError, ValueError, OSError, RuntimeError) as error:
-        raise ConfigError(f"{name}: {config.class_} cannot be started: {_why(error)}") from error
+        raise ConfigError(f"{name}: {config.class_} cannot be started: {causes(error)}") from error
     with cluster, Client(cluster) as client:
         if config.adapt is not None:
             cluster.adapt(minimum=config.adapt.minimum, maximum=config.adapt.maximum)
@@ -214,7 +215,7 @@ def _class_of(config: ClusterConfig, name: str) -> Any:
         found = getattr(import_module(module), last, None)
     except ImportError as error:
         raise ConfigError(
-            f"{name}: {config.class_} cannot be imported ({_why(error)}); install it: pip install {package}"
+            f"{name}: {config.class_} cannot be imported ({causes(error)}); install it: pip install {package}"
         ) from error
     if not isinstance(found, type):
         raise ConfigError(f"{name}: {module} has no class {last}; see the documentation of {package}")
@@ -236,12 +237,3 @@ def _await_worker(client: Client, config: ClusterConfig, watch: Watch) -> None:
             watch.note(f"waiting for the first worker of {config.title} for {duration(waited)}")
         time.sleep(1)
     first.cancel()
-
-
-def _why(error: BaseException) -> str:
-    """The first line of what happened, and of what it came from, which Dask wraps."""
-    first = error
-    while first.__cause__ is not None:
-        first = first.__cause__
-    lines = [str(each).strip().split("\n")[0] for each in dict.fromkeys((error, first))]
-    return ": ".join(line for line in lines if line)
