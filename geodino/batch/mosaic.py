@@ -1,0 +1,235 @@
+"""Mosaics of the maps of all jobs: GDAL virtual rasters, which QGIS opens as one map without a copy of any pixel.
+
+Where jobs overlap, the first in the mosaic's order that has a value gives it: GDAL draws sources in the order of the
+file, so they stand there last first, and their nodata draws nothing. Jobs with grids in several CRSs get a mosaic for
+each. Paths are relative: the batch's folder can be moved whole.
+
+GDAL reads all of a virtual raster at once, so that one of a hundred thousand sources would take minutes and gigabytes.
+Beyond `MOST_SOURCES` the ground is cut into squares with a virtual raster each, and the mosaic's sources are those:
+GDAL opens what a picture shows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree as ET
+
+from odc.geo.crs import CRS
+
+from geodino.batch.mapped import SCENE, Mapped, Shelf, digest
+from geodino.grid import Grid, Window
+from geodino.outputs.cog import BLOCK
+from geodino.outputs.scene_map import NONE
+from geodino.outputs.stage import NODATA
+from geodino.outputs.styles import density_style
+from geodino.products import DENSITY, MAPS
+from geodino.stores import Store
+
+FOLDER = "mosaic"
+MOST_SOURCES = 2000
+# Of the squares beyond that: 39 km at 0.6 m, 6.5 million at 100.
+SQUARE = 65_536
+# Numbers of the scenes of the whole batch.
+SCENES_CSV = f"{FOLDER}/scenes.csv"
+
+
+class Product(NamedTuple):
+    """A map that every job may have: its file, what its values are, and whether they are numbers of scenes."""
+
+    name: str
+    unit: str
+    type: str
+    nodata: float
+
+    @property
+    def stem(self) -> str:
+        return self.name.removesuffix(".tif")
+
+
+PRODUCTS = (
+    *(Product(name, "m", "Float32", NODATA) for name in MAPS.values()),
+    Product(DENSITY, "trees/ha", "Float32", NODATA),
+    Product(SCENE, "", "UInt32", NONE),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raster of a mosaic: its path, where it lies on the mosaic's lattice, and the type of its values.
+
+    `numbers` says what its values become, from 1; empty: they stay.
+    """
+
+    path: str
+    window: Window
+    type: str
+    numbers: tuple[int, ...] = ()
+
+
+def write_mosaics(shelf: Shelf, store: Store, scratch: Path, *, most_sources: int = MOST_SOURCES) -> list[str]:
+    """Write all mosaics, those of squares before those that name them, and remove what is left of earlier ones.
+
+    Parameters
+    ----------
+    scratch
+        A folder for lists of sources, so that memory holds those of one virtual raster at a time.
+
+    Returns
+    -------
+    The keys of the mosaics.
+
+    Raises
+    ------
+    OutputError
+        The store or the disk refuses.
+    """
+    made, written = [], {SCENES_CSV}
+    store.put(SCENES_CSV, _scenes_csv(shelf))
+    lattices = shelf.lattices()
+    for product in PRODUCTS:
+        for crs, gsd_m in lattices:
+            name = product.stem
+            if len(lattices) > 1:
+                name += f"_{_short(crs)}" + (
+                    f"_{gsd_m:g}m" if len({crs for crs, _ in lattices}) < len(lattices) else ""
+                )
+            sources = (
+                _source(shelf, mapped, product)
+                for mapped in shelf.jobs(crs, gsd_m, last_first=True)
+                if product.name in mapped.hashes
+            )
+            keys = _write_mosaic(store, scratch, product, CRS(crs), name, sources, most_sources)
+            if not keys:
+                continue
+            made.append(keys[-1])
+            if product.name == DENSITY:
+                keys.append(f"{FOLDER}/{name}.qml")
+                store.put(keys[-1], density_style().encode())
+            written.update(keys)
+    for key in [entry.key for entry in store.entries(f"{FOLDER}/")]:
+        if key not in written:
+            store.delete(key)
+    return made
+
+
+def _write_mosaic(
+    store: Store,
+    scratch: Path,
+    product: Product,
+    crs: CRS,
+    name: str,
+    sources: Iterable[tuple[float, Source]],
+    most_sources: int,
+) -> list[str]:
+    """Write one mosaic of (metres a pixel, source), last first; its key after those of its squares."""
+    whole, number, gsd_m = _VirtualRaster(scratch / "whole.txt", product), 0, 0.0
+    squares: dict[tuple[int, int], _VirtualRaster] = {}
+    for pixel_m, source in sources:
+        number, gsd_m = number + 1, pixel_m
+        whole.add(source)
+        for window in source.window.blocks(SQUARE):
+            place = (window.row // SQUARE, window.col // SQUARE)
+            if place not in squares:
+                squares[place] = _VirtualRaster(scratch / f"{place[0]}_{place[1]}.txt", product)
+            squares[place].add(source, window)
+    keys = []
+    if number > most_sources:
+        whole = _VirtualRaster(scratch / "whole.txt", product)
+        for (row, col), square in sorted(squares.items()):
+            keys.append(f"{FOLDER}/{name}/{row}_{col}.vrt")
+            store.put(keys[-1], square.finished(Grid(crs, gsd_m), "../../"))
+            whole.add(Source(f"{name}/{row}_{col}.vrt", square.extent, product.type))
+    if number:
+        keys.append(f"{FOLDER}/{name}.vrt")
+        store.put(keys[-1], whole.finished(Grid(crs, gsd_m), "" if number > most_sources else "../"))
+    return keys
+
+
+class _VirtualRaster:
+    """A virtual raster whose sources come one by one and wait in a file, because its extent is known at the end."""
+
+    def __init__(self, path: Path, product: Product) -> None:
+        self._path, self._product, self.extent = path, product, Window(0, 0, 0, 0)
+        self._path.write_bytes(b"")
+
+    def add(self, source: Source, part: Window | None = None) -> None:
+        """Draw a source, or a part of it, over those before it."""
+        part = part or source.window
+        self.extent = part if self.extent.empty else self.extent.union(part)
+        windows = [[window.row, window.col, window.height, window.width] for window in (source.window, part)]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([source.path, source.type, source.numbers, *windows]) + "\n")
+
+    def finished(self, grid: Grid, up: str) -> bytes:
+        """The bytes of the file; `up` leads from where it will lie to where its sources' paths begin."""
+        product, extent = self._product, self.extent
+        root = ET.Element("VRTDataset", rasterXSize=str(extent.width), rasterYSize=str(extent.height))
+        epsg = grid.crs.epsg
+        ET.SubElement(root, "SRS", dataAxisToSRSAxisMapping="1,2").text = f"EPSG:{epsg}" if epsg else grid.crs.to_wkt()
+        left, _, _, top = grid.bounds(extent)
+        ET.SubElement(root, "GeoTransform").text = f"{left!r}, {grid.gsd!r}, 0.0, {top!r}, 0.0, {-grid.gsd!r}"
+        band = ET.SubElement(root, "VRTRasterBand", dataType=product.type, band="1")
+        ET.SubElement(band, "Description").text = product.stem
+        ET.SubElement(band, "NoDataValue").text = f"{product.nodata:g}"
+        if product.unit:
+            ET.SubElement(band, "UnitType").text = product.unit
+        with self._path.open(encoding="utf-8") as file:
+            for line in file:
+                path, type_, numbers, whole, part = json.loads(line)
+                source = Source(up + path, Window(*whole), type_, tuple(numbers))
+                _draw(band, source, Window(*part), extent, product)
+        return bytes(ET.tostring(root, encoding="utf-8"))
+
+
+def _draw(band: ET.Element, source: Source, part: Window, extent: Window, product: Product) -> None:
+    """Put a source's element into the band: https://gdal.org/en/stable/drivers/raster/vrt.html."""
+    element = ET.SubElement(band, "ComplexSource")
+    ET.SubElement(element, "SourceFilename", relativeToVRT="1").text = source.path
+    ET.SubElement(element, "SourceBand").text = "1"
+    width, height = str(source.window.width), str(source.window.height)
+    # So that GDAL need not open every source to open the mosaic.
+    ET.SubElement(
+        element, "SourceProperties", RasterXSize=width, RasterYSize=height, DataType=source.type,
+        BlockXSize=str(BLOCK), BlockYSize=str(BLOCK),
+    )  # fmt: skip
+    for name, outer in (("SrcRect", source.window), ("DstRect", extent)):
+        rows, cols = part.slices_in(outer)
+        offset = {"xOff": str(cols.start), "yOff": str(rows.start)}
+        ET.SubElement(element, name, offset | {"xSize": str(part.width), "ySize": str(part.height)})
+    ET.SubElement(element, "NODATA").text = f"{product.nodata:g}"
+    if source.numbers:
+        pairs = [(0, 0), *enumerate(source.numbers, start=1)]
+        ET.SubElement(element, "LUT").text = ",".join(f"{value}:{number}" for value, number in pairs)
+
+
+def _source(shelf: Shelf, mapped: Mapped, product: Product) -> tuple[float, Source]:
+    """Metres a pixel, and the job's map among the sources."""
+    path = f"{mapped.key}/{product.name}"
+    if product.name == DENSITY:
+        cell, _, left, _, _, top, height, width = mapped.density
+        return cell, Source(path, Window(round(-top / cell), round(left / cell), int(height), int(width)), "Float32")
+    window = Window(*mapped.window)
+    if product.name == SCENE:
+        numbers = shelf.scene_numbers(id_ for id_, _, _ in mapped.scenes)
+        return mapped.gsd_m, Source(path, window, "UInt16", tuple(numbers))
+    return mapped.gsd_m, Source(path, window, product.type)
+
+
+def _scenes_csv(shelf: Shelf) -> bytes:
+    """What the values of the mosaic of scenes are."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["value", "scene", "first_day", "last_day"])
+    table.writerows(shelf.scenes())
+    return text.getvalue().encode()
+
+
+def _short(crs: str) -> str:
+    epsg = CRS(crs).epsg
+    return f"epsg{epsg}" if epsg else f"crs{digest(crs)[:8]}"
