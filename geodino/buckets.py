@@ -35,6 +35,7 @@ _SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", "GS_")
 _YES = ("1", "on", "true", "yes")
 # Asked for credentials where the environment has none; it answers on the clouds' own machines alone.
 _METADATA_SERVERS = ("169.254.169.254", "metadata.google.internal", "169.254.170.2")
+_REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 _TOOK = re.compile(r" in [\d.]+(µs|ms|s)\b")
 _XML_MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 
@@ -132,7 +133,7 @@ def refusal(scheme: str, error: Exception) -> str:
         return f"there are no credentials: set {_CREDENTIALS[scheme]}"
     if "NoSuchBucket" in text or "ContainerNotFound" in text:
         return "there is no such bucket: make it, or check its name"
-    if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):
+    if isinstance(error, _REFUSED) or "403 Forbidden" in text or "401 Unauthorized" in text:
         return (
             f"access is refused ({said(error)}): give the credentials the right to list, read, write and delete there"
         )

@@ -233,6 +233,8 @@ class Store:
             raise ConfigError(f"{self} cannot be written to: give a folder, or a URL of {', '.join(SCHEMES)}")
         if self.is_remote and not rest.split("/")[0]:
             raise ConfigError(f"{self} names no bucket; it looks like {scheme}://bucket/folder")
+        if self.is_remote and {".", ".."} & set(unquote(rest).split("/")):
+            raise ConfigError(f"{self} has . or .. in it, which a bucket takes for names: leave them out")
 
     def __str__(self) -> str:
         return without_secrets(self.url)

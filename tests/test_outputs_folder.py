@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from geodino.errors import OutputError
-from geodino.outputs import folder as folder_module
 from geodino.outputs.folder import OUTPUT_NAMES, RECORD_NAME, OutputFolder, require_free, whole_file
+from geodino.outputs.locks import HOLDER_NAME
 
 # A run that stages two files, says so, and then waits to be told or killed.
 RUN = """
@@ -59,9 +59,9 @@ def test_outputs_appear_under_their_names_when_all_are_ready(tmp_path: Path) -> 
             folder.staging(name).write_text(name)
         assert not names(folder.path) & set(OUTPUT_NAMES)
         published = folder.publish()
-    assert [path.name for path in published] == list(OUTPUT_NAMES) and published[-1].name == RECORD_NAME
+    assert published == [str(folder.path / name) for name in OUTPUT_NAMES] and published[-1].endswith(RECORD_NAME)
     assert names(folder.path) == set(OUTPUT_NAMES)
-    assert all(path.read_text() == path.name for path in published)
+    assert all((folder.path / name).read_text() == name for name in OUTPUT_NAMES)
 
 
 def test_a_second_run_is_refused_without_overwrite_and_changes_nothing(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_two_runs_in_one_process_exclude_each_other(tmp_path: Path) -> None:
     with OutputFolder(tmp_path):
         with pytest.raises(OutputError, match=f"in use by process {os.getpid()}"), OutputFolder(tmp_path):
             pass
-        assert json.loads((tmp_path / folder_module.HOLDER_NAME).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / HOLDER_NAME).read_text())["pid"] == os.getpid()
 
 
 def test_a_killed_run_leaves_no_final_name_and_the_next_run_clears_up(tmp_path: Path) -> None:

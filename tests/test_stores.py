@@ -184,6 +184,9 @@ def test_other_schemes_are_refused_with_what_would_do() -> None:
         Store("https://example.org/out")
     with pytest.raises(ConfigError, match="names no bucket; it looks like s3://bucket/folder"):
         Store("s3:///out")
+    for url in ("s3://forest/../out", "s3://forest/a/%2e%2e/out"):
+        with pytest.raises(ConfigError, match=r"has \. or \.\. in it"):
+            Store(url)
 
 
 def test_names_and_passwords_are_not_said() -> None:

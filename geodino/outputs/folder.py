@@ -1,26 +1,23 @@
-"""The folder of a run: one writer at a time, and files that appear whole or not at all.
+"""The folder of a run, here or in a bucket: one writer at a time, and files that appear whole or not at all.
 
 Everything is written under a temporary name in the same folder (`.canopy_height.tif.part-4242-1f00ba11`) and renamed
-when all of it is ready. A run that is killed leaves at most such names behind, which the next run clears away.
+when all of it is ready. A run that is killed leaves at most such names behind, which the next run clears away. What is
+for a bucket is written to the temporary folder (TMPDIR) and sent there when all of it is ready.
 The record comes first off and last on: where `run.json` is, every file it names belongs to it and is whole.
 """
 
 from __future__ import annotations
 
 import glob
-import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from filelock import FileLock, Timeout
-
 from geodino.errors import OutputError
+from geodino.outputs.locks import LOCK_NAME, BucketLock, FolderLock
+from geodino.outputs.scratch import scratch_folder
 from geodino.stores import PART_NAME, Store, sync
 from geodino.stores import part_path as part_path
 
@@ -46,10 +43,6 @@ OUTPUT_NAMES = (
     RECORD_NAME,
 )
 
-LOCK_NAME = ".lock"
-# Beside the lock, not in it: filelock before 3.25 empties the lock file when a second process asks for it.
-HOLDER_NAME = ".lock-holder.json"
-
 # What a run has done so far, from which another goes on where this one dies.
 WORK_NAME = ".work"
 
@@ -60,7 +53,7 @@ def require_free(folder: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise OutputError(
             f"{folder} has {free / 2**20:.0f} MiB free and {needed_bytes / 2**20:.0f} MiB are needed: "
-            "make room or choose another --out"
+            "make room or choose another --out (for a bucket, another TMPDIR)"
         )
 
 
@@ -94,47 +87,62 @@ class OutputFolder:
 
     Parameters
     ----------
-    path
-        Made where it does not exist, parents included.
+    out
+        A folder, made where it does not exist, parents included; or such as s3://bucket/folder, see `Store`.
     overwrite
         Whether files of an earlier run may be replaced. They stay until `publish`.
 
+    Attributes
+    ----------
+    path
+        Where files are written before they are published; of a bucket's folder only while it is held.
+
     Raises
     ------
+    ConfigError
+        `out` is no place to write to.
     OutputError
         On entering: the folder cannot be made or written, another run holds it, or it holds outputs already.
     """
 
-    def __init__(self, path: Path | str, *, overwrite: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(self, out: Path | str, *, overwrite: bool = False) -> None:
+        self._out = Store(str(out))
         self.overwrite = overwrite
-        self._lock = FileLock(self.path / LOCK_NAME)
+        self._lock = FolderLock(self.local) if self.local else BucketLock(self._out, self._out.below(LOCK_NAME))
         self._staged: dict[str, Path] = {}
         self._scratch: list[Path] = []
+        self._held = ExitStack()
+        if self.local:
+            self.path = self.local
 
     def __enter__(self) -> OutputFolder:
-        self._acquire()
-        try:
+        with ExitStack() as held:
+            self._lock.acquire()
+            held.callback(self._lock.release)
             self.check()
-            self._remove_stale_parts()
-        except BaseException:
-            self._release()
-            raise
+            if self.local:
+                self._remove_stale_parts()
+            else:
+                self.path = held.enter_context(scratch_folder())
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._held:
             for part in [*self._staged.values(), *self._scratch]:
                 _remove_with_siblings(part)
-        finally:
-            self._release()
 
     @property
     def url(self) -> str:
         """Where the outputs are, for messages."""
-        return str(self.path)
+        return str(self._out)
+
+    @property
+    def local(self) -> Path | None:
+        """The folder of the outputs; None where they are in a bucket."""
+        return self._out.folder
 
     @property
     def work(self) -> Store:
@@ -142,7 +150,7 @@ class OutputFolder:
 
         Nothing is made before the first object is put there.
         """
-        return Store(self.url).below(WORK_NAME)
+        return self._out.below(WORK_NAME)
 
     def staging(self, name: str) -> Path:
         """Where to write the file that `publish` will call `name`, one of OUTPUT_NAMES."""
@@ -163,98 +171,73 @@ class OutputFolder:
         self._scratch.append(part_path(self.path / name))
         return self._scratch[-1]
 
-    def publish(self) -> list[Path]:
-        """Give every staged file its name, the record last, and remove what is left of an earlier run.
+    def publish(self) -> list[str]:
+        """Give every staged file its name, the record last, and remove what is left of an earlier run and of `work`.
 
         Returns
         -------
-        The published paths.
+        Where each file is, a path or a URL.
 
         Raises
         ------
         OutputError
-            A staged file was never written, or the disk refuses. The old record is gone then, so that a folder with
-            a record never mixes two runs.
+            A staged file was never written, the disk or the bucket refuses, or another run took the bucket's folder.
+            The old record is gone then, so that a folder with a record never mixes two runs; `work` stays.
         """
         missing = [name for name, part in self._staged.items() if not part.is_file()]
         if missing:
             raise OutputError(f"nothing was written for {', '.join(missing)}")
-        try:
-            for part in self._staged.values():
-                sync(part)
-            (self.path / RECORD_NAME).unlink(missing_ok=True)
-            sync(self.path)
-            for name in OUTPUT_NAMES:
-                if name not in self._staged:
-                    (self.path / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot publish into {self.path}: {error}") from error
+        self._settle(*self._staged.values())
+        self._lock.confirm()
+        self._out.delete(RECORD_NAME)
+        self._settle(self.path)
+        for entry in self._out.entries_in():
+            if entry.key in OUTPUT_NAMES and entry.key not in self._staged:
+                self._out.delete(entry.key)
         published = []
         for name in sorted(self._staged, key=OUTPUT_NAMES.index):
-            _move(self._staged.pop(name), self.path / name)
-            published.append(self.path / name)
-        sync(self.path)
-        self._remove_work()
+            self._place(self._staged[name], name)
+            del self._staged[name]
+            published.append(f"{self.url.rstrip('/')}/{name}")
+        self._settle(self.path)
+        self.work.clear()
         return published
 
-    def _remove_work(self) -> None:
-        # Renamed first, so that a run that is killed here leaves all of it or nothing under its name.
-        part = part_path(self.path / WORK_NAME)
-        try:
-            (self.path / WORK_NAME).rename(part)
-            shutil.rmtree(part)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise OutputError(f"cannot remove {self.path / WORK_NAME}: {error.strerror or error}") from error
-
-    def _acquire(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise OutputError(
-                f"{self.path} is in use by {self._holder()}: wait for it or choose another --out"
-            ) from None
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to {self.path}: {error.strerror or error}: choose another --out"
-            ) from error
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-        try:
-            (self.path / HOLDER_NAME).write_text(json.dumps(holder))
-        except OSError as error:
-            self._release()
-            raise OutputError(
-                f"cannot write to {self.path}: {error.strerror or error}: choose another --out"
-            ) from error
-
-    def _release(self) -> None:
-        # The lock file itself stays, and so does a folder that a failed run made. A run that has opened the file and
-        # not yet locked it would, were it removed now, lock a file without a name, and the next run another of this
-        # name. Newer filelock notices (no links are left), 3.15 does not; and over NFS what is removed keeps a link.
-        try:
-            (self.path / HOLDER_NAME).unlink(missing_ok=True)
-        finally:
-            self._lock.release()
-
-    def _holder(self) -> str:
-        try:
-            holder = json.loads((self.path / HOLDER_NAME).read_text())
-            return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another process"  # it has the lock but has not come to write its name
-
     def check(self) -> None:
-        """Raise OutputError where the folder already holds outputs that may not be replaced; touches nothing."""
-        present = [name for name in OUTPUT_NAMES if (self.path / name).exists()]
-        if present and not self.overwrite:
+        """Raise OutputError where outputs are there that may not be replaced, or a bucket cannot be listed.
+
+        Outputs without a record that lie beside the work of a run are what it had published when it was killed, and
+        may be replaced. Touches nothing.
+        """
+        self._out.reach()
+        if self.local:
+            present = [name for name in OUTPUT_NAMES if (self.local / name).exists()]
+            blocked = [name for name in present if not (self.local / name).is_file()]
+        else:
+            names = {entry.key for entry in self._out.entries_in()}
+            present, blocked = [name for name in OUTPUT_NAMES if name in names], []
+        unfinished = RECORD_NAME not in present and next(self.work.entries(), None) is not None
+        if present and not (self.overwrite or unfinished):
             held = ", ".join(present)
-            raise OutputError(f"{self.path} already holds {held}: give --overwrite to replace them or another --out")
-        blocked = [name for name in present if not (self.path / name).is_file()]
+            raise OutputError(f"{self.url} already holds {held}: give --overwrite to replace them or another --out")
         if blocked:
-            raise OutputError(f"{self.path} has a folder where {', '.join(blocked)} should be written: remove it")
+            raise OutputError(f"{self.url} has a folder where {', '.join(blocked)} should be written: remove it")
+
+    def _place(self, part: Path, name: str) -> None:
+        if self.local:
+            _move(part, self.local / name)
+        else:
+            # Asked before each, since an upload of a run that lost its place must not land among another's.
+            self._lock.confirm()
+            self._out.upload(name, part)
+
+    def _settle(self, *paths: Path) -> None:
+        """Bring files and folders to the disk, where that is what keeps them."""
+        try:
+            for path in paths if self.local else ():
+                sync(path)
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.path}: {error.strerror or error}") from error
 
     def _remove_stale_parts(self) -> None:
         for entry in list(self.path.iterdir()):
