@@ -16,6 +16,7 @@ import dask.config
 import psutil
 from dask.system import CPU_COUNT
 from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.core import Status
 from distributed.system import MEMORY_LIMIT
 from distributed.versions import VersionMismatchWarning
 
@@ -201,11 +202,30 @@ def _start(name: str, watch: Watch) -> Iterator[Client]:
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise ConfigError(f"{name}: {config.class_} cannot be started: {causes(error)}") from error
     with cluster, Client(cluster) as client:
+        _start_first(cluster, config)
         if config.adapt is not None:
             cluster.adapt(minimum=config.adapt.minimum, maximum=config.adapt.maximum)
         elif config.scale is not None:
             cluster.scale(config.scale)
         yield client
+
+
+def _start_first(cluster: Any, config: ClusterConfig) -> None:
+    """Ask for one worker: Dask only logs it when a queue refuses a job, and waits for ever."""
+    if not isinstance(cluster, SpecCluster) or (config.adapt is None and config.scale is None):
+        return
+
+    async def asked() -> None:
+        cluster.scale(max(1, len(cluster.worker_spec)))
+        await cluster
+
+    try:
+        cluster.sync(asked)
+    except (OSError, RuntimeError, ValueError) as error:
+        # Dask asserts at the end that all workers have been started.
+        for worker in cluster.workers.values():
+            worker.status = Status.failed
+        raise ConfigError(f"{config.title} refuses to start workers: {causes(error)}") from error
 
 
 def _class_of(config: ClusterConfig, name: str) -> Any:
