@@ -25,7 +25,8 @@ from made import bounds_aoi, vit_large, write_scene
 from range_server import range_server
 
 import geodino
-from geodino.plan import RunOptions, make_plan
+from geodino.options import RunOptions
+from geodino.plan import make_plan
 from geodino.products import context_m, products_of
 from geodino.settings import read_pipeline
 

@@ -25,7 +25,7 @@ def measure(side: int) -> None:
     from made import bounds_aoi, tiny, write_scene
 
     import geodino
-    from geodino.plan import RunOptions
+    from geodino.options import RunOptions
 
     scene = CACHE / f"scene_{side}.tif"
     write_scene(scene, side, side)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from geodino.aoi import read_aoi
     from geodino.models import load_model
+    from geodino.options import RunOptions
     from geodino.outputs.cog import write_cog
     from geodino.pipeline import run
-    from geodino.plan import RunOptions
     from geodino.shipped import sample_aoi, sample_catalog
     from geodino.xarrays import open_scene, predict
     from geodino.zonal.statistics import stats
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "RunOptions": "geodino.plan",
+    "RunOptions": "geodino.options",
     "load_model": "geodino.models",
     "open_scene": "geodino.xarrays",
     "predict": "geodino.xarrays",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geodino import __version__
+from geodino.cli_batch import batch_command
 from geodino.cli_evaluate import evaluate
 from geodino.cli_stats import stats
 from geodino.cli_train import train
@@ -20,7 +21,7 @@ from geodino.errors import DONE_IN_PART, GeodinoError, OutputError
 from geodino.redaction import redact
 
 if TYPE_CHECKING:
-    from geodino.plan import RunOptions
+    from geodino.options import RunOptions
     from geodino.watch import PlainWatch, RichWatch
 
 INTERRUPTED = 130
@@ -196,6 +197,7 @@ def doctor(context: click.Context, source: str | None, as_json: bool) -> None:
         context.exit(4)
 
 
+cli.add_command(batch_command(run))
 cli.add_command(train)
 cli.add_command(evaluate)
 cli.add_command(stats)
@@ -227,7 +229,7 @@ def main() -> None:
 
 
 def _run_options(options: dict[str, Any]) -> RunOptions:
-    from geodino.plan import RunOptions
+    from geodino.options import RunOptions
 
     bands = options.pop("bands")
     return RunOptions(

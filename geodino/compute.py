@@ -1,111 +1,321 @@
-"""The middle of a run: every window read, predicted and stitched once; the finished squares lie in staged rasters."""
+"""The middle of a run, band by band: predict what its windows say, finish it with what its neighbours spill into it.
+
+Any process can do either for any band. What a band says lies in the run's work store and only receipts travel; so the
+result does not depend on who computed what, or in which order, and a run that was cut short goes on from there.
+"""
 
 from __future__ import annotations
 
+import tempfile
+import threading
 import time
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import rasterio
 
 from geodino.aoi import AOIMask
-from geodino.errors import ConfigError, ReadError, SourceError
+from geodino.bands import Band, BandId, cut, rows_for
+from geodino.errors import ConfigError, OutputError
 from geodino.grid import Grid, Window
 from geodino.models import Model
-from geodino.models.predictor import LAYERS
-from geodino.outputs.folder import OutputFolder
+from geodino.models.predictor import LAYERS, Asked
+from geodino.outputs.cog import file_sha256
+from geodino.outputs.pieces import Layout
 from geodino.outputs.stage import StagedRaster
 from geodino.plan import Plan
 from geodino.products import Products
+from geodino.progress import BANDS, Finished, Piece, Predicted, Sum
 from geodino.sources import Mosaic
-from geodino.sources.raster import is_remote
-from geodino.stream import READER_THREADS, Done, Tally, stream_cells
-from geodino.watch import Watch
+from geodino.sources.raster import LOCAL_OPTIONS, is_remote
+from geodino.stitch import Edges, Layer, Unfinished, finish_band
+from geodino.stores import Store, part_path
+from geodino.stream import READER_THREADS, Computed, Ground, Tally, coarser, compute_bands
+from geodino.unfinished import core_from_bytes, core_to_bytes, edges_from_bytes, edges_to_bytes
+from geodino.windows import Place
+
+Floats = npt.NDArray[np.float32]
 
 # What trees are found on; its density is not staged, because trees are counted where they stand.
 HEAT = ("heat", "right", "down")
+KINDS = ("maps", "ground", "heat")
 
 
 @dataclass(frozen=True)
-class Stages:
-    """What was computed, closed and whole.
+class Work:
+    """What a run computes; all that a process needs to compute bands of it, beside the model.
 
     Attributes
     ----------
-    maps
-        `height` and `spread` within the AOI, if the model says anything of heights, and `scene`, the number of the
-        scene that gave the pixel.
-    ground
-        What is known of the ground of the AOI and around it, where trees are found: `height` and `spread` if there,
-        and `scene`.
-    heat
-        `heat`, `right` and `down` of the same ground, on the model's coarser cells; None where trees are found on
-        height, or not at all.
-    hidden_shares
-        Share of each scene's valid pixels that its mask hid, where they were asked for; None without a mask.
+    store
+        Where bands and receipts are kept.
     """
 
-    maps: StagedRaster
-    ground: StagedRaster | None
-    heat: StagedRaster | None
-    hidden_shares: tuple[float | None, ...] = ()
+    plan: Plan
+    products: Products
+    store: Store
+
+    @cached_property
+    def bands(self) -> Mapping[BandId, Band]:
+        places = self.plan.places
+        return cut(places, rows_for(len(places)))
+
+    @cached_property
+    def layouts(self) -> Mapping[str, Layout]:
+        """The staged rasters, of KINDS.
+
+        `maps` holds height and spread within the AOI, if the model says anything of heights, and the number of the
+        scene that gave the pixel. Where trees are found, `ground` is the same of the AOI and around it; and `heat`, on
+        the model's coarser cells, what they are found on if it is not height.
+        """
+        plan, products = self.plan, self.products
+        names = (*(LAYERS["canopy"].names if "canopy" in products.tasks else ()), "scene")
+        fine = Layout(plan.grid, plan.tiling.stride, names, plan.spec.quantum_m)
+        _check_block(plan, 1)
+        found = {"maps": fine}
+        if products.find_on:
+            found["ground"] = fine
+        if products.find_on == "heat":
+            px = LAYERS["trees"].px
+            _check_block(plan, px)
+            found["heat"] = Layout(Grid(plan.grid.crs, plan.grid.gsd * px), plan.tiling.stride // px, HEAT, None)
+        return found
+
+    def extent(self, kind: str) -> Window:
+        """What a staged raster covers, on its own grid."""
+        return _in_cells_of(self.plan.staged_extent, LAYERS["trees"].px if kind == "heat" else 1)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(LAYERS[task] for task in self.products.tasks)
+
+    def pixels_of(self, band: Band) -> int:
+        """Pixels of the AOI in the cells of a band, with and without imagery."""
+        inside = AOIMask(self.plan.geometry, self.plan.grid)
+        return sum(int(np.count_nonzero(inside(self.plan.tiling.cell(place)))) for place in band.places)
 
 
-def compute(plan: Plan, products: Products, model: Model, folder: OutputFolder, watch: Watch, tally: Tally) -> Stages:
-    """Read, predict and stitch every window of a plan.
+def reachable(store: Store) -> Store:
+    """The same store by a name that means the same to processes in other folders."""
+    return store if store.folder is None else Store(str(store.folder.resolve()))
 
-    Raises
-    ------
-    SourceError
-        The imagery has no valid pixel in the AOI.
-    ReadError
-        Imagery cannot be read, and is not to be skipped; or all of it was.
-    ConfigError
-        The windows do not fit the model's coarser maps.
+
+class Hand:
+    """One process that computes bands: its model, its open imagery and masks. A context manager.
+
+    Parameters
+    ----------
+    model
+        None for a hand that only finishes.
     """
-    stages = _make_stages(plan, products, model, folder)
-    inside = AOIMask(plan.geometry, plan.grid)
-    watch.begin("windows", len(plan.places))
-    with (
-        Mosaic(
+
+    def __init__(self, work: Work, model: Model | None) -> None:
+        plan = work.plan
+        self.work = work
+        self._model = model
+        self._inside = AOIMask(plan.geometry, plan.grid)
+        self._needed = AOIMask(plan.needed, plan.grid)
+        self._mosaic = Mosaic(
             plan.scenes,
             plan.grid,
             resampling=plan.spec.resampling,
             verify=plan.options.verify,
             skip_unreadable=plan.options.on_read_error == "skip",
-        ) as mosaic,
-        closing(
-            stream_cells(
-                plan.places,
+        )
+        self._forward = threading.Lock()
+
+    def __enter__(self) -> Hand:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._mosaic.close()
+
+    def compute(self, bands: Sequence[Band]) -> Generator[Computed, None, None]:
+        """What the windows of each band say, one after the other; errors as for reading and for the model."""
+        assert self._model is not None
+        plan, model = self.work.plan, self._model
+        with closing(
+            compute_bands(
+                bands,
                 plan.tiling,
-                mosaic,
-                model.asked(products.tasks),
-                wanted=AOIMask(plan.needed, plan.grid),
-                tally=tally,
+                self._mosaic,
+                _OneAtATime(model.asked(self.work.products.tasks), self._forward),
+                wanted=self._needed,
                 batch_size=model.batch_size(plan.tiling.size),
                 threads=reader_threads(plan, model),
             )
-        ) as squares,
-    ):
-        for done, square in enumerate(squares, start=1):
-            began = time.perf_counter()
-            _stage(square, plan.tiling.cell(square.place), products, stages, inside, tally)
-            tally.write_s += time.perf_counter() - began
-            watch.advance(done + len(tally.windows_empty))
-    began = time.perf_counter()
-    stages = replace(stages, hidden_shares=mosaic.hidden_shares())
-    tally.losses, tally.unverified = sorted(mosaic.losses), mosaic.unverified
-    for stage in (stages.maps, stages.ground, stages.heat):
-        if stage is not None:
-            stage.close()
-    tally.write_s += time.perf_counter() - began
-    if not tally.pixels_written and tally.losses:
-        raise ReadError(f"no pixel of the AOI could be read; {len(tally.losses)} reads failed, as: {tally.losses[0]}")
-    if not tally.pixels_written:
-        raise SourceError("the imagery has no valid pixel in the AOI; give other dates or other imagery with --source")
-    return stages
+        ) as stream:
+            for computed in stream:
+                computed.tally.unverified |= set(self._mosaic.unverified)
+                yield computed
+
+    def keep(self, computed: Computed, *, core: bool) -> Predicted:
+        """Put what a band says into the store: its edges, and its core where somebody else will finish it."""
+        began, store, key = time.perf_counter(), self.work.store, computed.band.id.key
+        edges = _put(store, f"{BANDS}{key}.edges", edges_to_bytes([layer.edges for layer in computed.layers]))
+        inner = _put(store, f"{BANDS}{key}.core", core_to_bytes(computed)) if core else None
+        computed.tally.write_s += time.perf_counter() - began
+        receipt = Predicted(key, computed.tally, edges, inner)
+        receipt.write(store)
+        return receipt
+
+    def fetch(self, receipt: Predicted) -> Computed:
+        """A band that was kept with its core; OutputError where it is not what was kept."""
+        band = self.work.bands[BandId.of(receipt.key)]
+        assert receipt.core is not None
+        cells, ground = core_from_bytes(_intact(self.work.store, receipt.core), len(self.work.layers))
+        layers = tuple(Unfinished(*layer) for layer in zip(cells, self._edges(receipt), strict=True))
+        return Computed(band, layers, ground, receipt.tally)
+
+    def finish(
+        self, own: Computed, predicted: Mapping[BandId, Predicted], skipped: Collection[BandId] = ()
+    ) -> Finished:
+        """Make a band final and keep it.
+
+        Parameters
+        ----------
+        predicted
+            Receipts of its neighbours to the north, west and north-west, where these have windows.
+        skipped
+            Those of them that were given up: what they share with the band is nodata.
+
+        Raises
+        ------
+        OutputError
+            The disk or the store refuses, or what a neighbour kept is damaged.
+        """
+        began, tally = time.perf_counter(), Tally()
+        id_ = own.band.id
+        edges = {before: self._edges(predicted[before]) for before in id_.before if before in predicted}
+        missing = {place for before in skipped if before in id_.before for place in self.work.bands[before].places}
+        with tempfile.TemporaryDirectory(prefix="geodino-") as folder, rasterio.Env(**LOCAL_OPTIONS):
+            writers = _Writers(self.work, own.band, Path(folder))
+            of_layers = [
+                finish_band(
+                    unfinished,
+                    self.work.plan.tiling.coarser(layer.px),
+                    own.band.first,
+                    north=edges[id_.north][number] if id_.north in edges else None,
+                    west=edges[id_.west][number] if id_.west in edges else None,
+                    northwest=edges[id_.northwest][number] if id_.northwest in edges else None,
+                )
+                for number, (unfinished, layer) in enumerate(zip(own.layers, self.work.layers, strict=True))
+            ]
+            for cells in zip(*of_layers, strict=True):
+                place = cells[0].place
+                ground = self._without(place, own.ground[place], missing, tally)
+                said = dict(zip(self.work.products.tasks, (cell.values for cell in cells), strict=True))
+                self._write(place, said, ground, writers, tally)
+            pieces = writers.close()
+        tally.write_s += time.perf_counter() - began
+        receipt = Finished(id_.key, tally, pieces, tuple(sorted(before.key for before in skipped)))
+        receipt.write(self.work.store)
+        return receipt
+
+    def _edges(self, receipt: Predicted) -> list[Edges]:
+        return edges_from_bytes(_intact(self.work.store, receipt.edges), len(self.work.layers))
+
+    def _without(self, place: Place, ground: Ground, missing: Collection[Place], tally: Tally) -> Ground:
+        """The ground less what only neighbours that were given up could have told; their part of it is not zero."""
+        ramp = slice(0, self.work.plan.tiling.ramp)
+        whole = slice(None)
+        wanted = ground.wanted.copy()
+        for neighbour, rows, cols in (
+            (Place(place.r - 1, place.c), ramp, whole),
+            (Place(place.r, place.c - 1), whole, ramp),
+            (Place(place.r - 1, place.c - 1), ramp, ramp),
+        ):
+            if neighbour in missing:
+                wanted[rows, cols] = False
+        tally.pixels_lost += int(np.count_nonzero(ground.wanted & ~wanted))
+        return Ground(wanted, ground.scene)
+
+    def _write(self, place: Place, said: dict[str, Floats], ground: Ground, writers: _Writers, tally: Tally) -> None:
+        """Put a finished cell where it belongs."""
+        cell = self.work.plan.tiling.cell(place)
+        mapped = ground.wanted & self._inside(cell)
+        tally.count(mapped, ground.scene)
+        # Numbers to 65 535 are whole in float32, and a multiple of any quantum.
+        known = np.where(ground.wanted, ground.scene, np.nan).astype(np.float32)[None]
+        if "canopy" in said:
+            heights = said["canopy"]
+            heights[:, ~ground.wanted] = np.nan
+            known = np.concatenate([heights, known])
+        if ground.wanted.any():
+            writers.write("ground", cell, known)
+        if "trees" in said:
+            px, names = LAYERS["trees"].px, LAYERS["trees"].names
+            heat = said["trees"][[names.index(name) for name in HEAT]]
+            heat[:, ~coarser(ground.wanted, px)] = np.nan
+            if np.isfinite(heat).any():
+                writers.write("heat", _in_cells_of(cell, px), heat)
+        if mapped.any():
+            known[:, ~mapped] = np.nan
+            writers.write("maps", cell, known)
+
+
+class _Writers:
+    """The pieces of a band, each begun with its first cell."""
+
+    def __init__(self, work: Work, band: Band, scratch: Path) -> None:
+        self._work, self._band = work, band
+        # Where a piece will be renamed into its place, and else where there is room.
+        store = work.store.folder
+        self._folder = scratch if store is None else store / BANDS
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._open: dict[str, tuple[StagedRaster, Path]] = {}
+
+    def write(self, kind: str, cell: Window, values: Floats) -> None:
+        if kind not in self._work.layouts:
+            return
+        if kind not in self._open:
+            cells = [self._work.plan.tiling.cell(place) for place in self._band.places]
+            whole = cells[0]
+            for other in cells[1:]:
+                whole = whole.union(other)
+            extent = _in_cells_of(whole, LAYERS["trees"].px if kind == "heat" else 1)
+            path = part_path(self._folder / f"{self._band.id.key}.{kind}.tif")
+            self._open[kind] = self._work.layouts[kind].create(path, extent), path
+        self._open[kind][0].write(cell, values)
+
+    def close(self) -> dict[str, Piece]:
+        """Read back, checked and under their names."""
+        pieces = {}
+        with ExitStack() as parts:
+            for _, path in self._open.values():
+                parts.callback(path.unlink, missing_ok=True)
+            for kind, (raster, path) in self._open.items():
+                raster.close()
+                name = f"{BANDS}{self._band.id.key}.{kind}.tif"
+                said = Sum(name, path.stat().st_size, file_sha256(path))
+                if self._work.store.folder is None:
+                    self._work.store.upload(name, path)
+                else:
+                    path.replace(self._work.store.folder / name)
+                extent = raster.extent
+                pieces[kind] = Piece(said, (extent.row, extent.col, extent.height, extent.width))
+        return pieces
+
+
+@dataclass(frozen=True)
+class _OneAtATime:
+    """A model that two threads ask in turn: two forward passes at once are slower, and hold twice the memory."""
+
+    asked: Asked
+    lock: threading.Lock
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.asked.layers
+
+    def __call__(self, images: Floats) -> tuple[Floats, ...]:
+        with self.lock:
+            return self.asked(images)
 
 
 def reader_threads(plan: Plan, model: Model) -> int:
@@ -120,49 +330,30 @@ def reader_threads(plan: Plan, model: Model) -> int:
     return READER_THREADS if remote or model.device.type != "cpu" else 1
 
 
-def _make_stages(plan: Plan, products: Products, model: Model, folder: OutputFolder) -> Stages:
-    def stage(name: str, names: tuple[str, ...], quantum: float | None, px: int = 1) -> StagedRaster:
-        return _create(folder.scratch(name), plan, names, quantum, px)
-
-    heights = LAYERS["canopy"].names if "canopy" in products.tasks else ()
-    return Stages(
-        maps=stage("stage.tif", (*heights, "scene"), plan.spec.quantum_m),
-        ground=stage("ground.tif", (*heights, "scene"), plan.spec.quantum_m) if products.find_on else None,
-        heat=stage("heat.tif", HEAT, None, LAYERS["trees"].px) if products.find_on == "heat" else None,
-    )
+def _put(store: Store, name: str, data: bytes) -> Sum:
+    store.put(name, data)
+    return Sum.of(name, data)
 
 
-def _create(path: Path, plan: Plan, names: tuple[str, ...], quantum: float | None, px: int) -> StagedRaster:
-    """An empty raster over all that the plan needs, on cells of `px` pixels."""
-    extent = plan.staged_extent
+def _intact(store: Store, file: Sum) -> bytes:
+    data = store.get(file.name)
+    if data is None or not file.holds(data):
+        raise OutputError(
+            f"{store}/{file.name} is not what was written there: is the disk full or failing? "
+            "Run the same command again, and it is computed anew"
+        )
+    return data
+
+
+def _in_cells_of(window: Window, px: int) -> Window:
+    """A window in units of `px` pixels, of which it has whole ones."""
+    return Window(window.row // px, window.col // px, window.height // px, window.width // px)
+
+
+def _check_block(plan: Plan, px: int) -> None:
     block = plan.tiling.stride
     if block % (16 * px):
         raise ConfigError(
             f"windows of {plan.tiling.size} px with {plan.tiling.overlap} px overlap go on by {block} px, and maps of "
             f"{px} px a value need a multiple of {16 * px}: give another overlap"
         )
-    coarse = Window(extent.row // px, extent.col // px, extent.height // px, extent.width // px)
-    grid = Grid(plan.grid.crs, plan.grid.gsd * px)
-    return StagedRaster.create(path, grid, coarse, block=block // px, names=names, quantum=quantum)
-
-
-def _stage(square: Done, cell: Window, products: Products, stages: Stages, inside: AOIMask, tally: Tally) -> None:
-    """Put a finished square where it belongs."""
-    mapped = square.wanted & inside(cell)
-    tally.count(mapped, square.scene)
-    said = dict(zip(products.tasks, square.maps, strict=True))
-    heights = said.get("canopy")
-    # Numbers to 65 535 are whole in float32, and a multiple of any quantum.
-    scene = np.where(square.wanted, square.scene, np.nan).astype(np.float32)[None]
-    known = scene if heights is None else np.concatenate([heights, scene])
-    if stages.ground is not None and square.wanted.any():
-        stages.ground.write(cell, known)
-    if stages.heat is not None:
-        px = LAYERS["trees"].px
-        names = LAYERS["trees"].names
-        heat: npt.NDArray[np.float32] = said["trees"][[names.index(name) for name in HEAT]]
-        if np.isfinite(heat).any():
-            stages.heat.write(Window(cell.row // px, cell.col // px, cell.height // px, cell.width // px), heat)
-    if mapped.any():
-        known[:, ~mapped] = np.nan
-        stages.maps.write(cell, known)

@@ -4,7 +4,8 @@
     ├── ConfigError      (ValueError)    2  an option, a pipeline file or a config is wrong
     ├── InputError       (ValueError)    3  the AOI or a raster cannot be used as it is
     │   ├── AOIError                        ... the area of interest
-    │   └── SourceError                     ... the imagery: bands, CRS, GSD, nothing over the AOI
+    │   └── SourceError                     ... the imagery: bands, CRS, GSD
+    │       └── NoImageryError              ... there is none over the AOI
     ├── ReadError        (OSError)       4  imagery is there, but cannot be reached or decoded
     ├── ModelError       (RuntimeError)  6  the model or its weights are refused
     └── OutputError      (OSError)       7  the output folder, the disk, another run in the same folder
@@ -21,6 +22,7 @@ __all__ = [
     "GeodinoError",
     "InputError",
     "ModelError",
+    "NoImageryError",
     "OutputError",
     "ReadError",
     "SourceError",
@@ -54,6 +56,10 @@ class AOIError(InputError):
 
 class SourceError(InputError):
     """The imagery cannot be used as it is, or there is none over the AOI."""
+
+
+class NoImageryError(SourceError):
+    """There is no imagery over the AOI, or none with a valid pixel."""
 
 
 class ReadError(GeodinoError, OSError):

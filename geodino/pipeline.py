@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,23 +10,27 @@ from pathlib import Path
 import rasterio
 
 from geodino.aoi import AOI
-from geodino.compute import compute
+from geodino.compute import Work, reachable
 from geodino.errors import ConfigError, ModelError
 from geodino.estimate import Estimate, measure
-from geodino.models import Model, load_model
+from geodino.executors import Load, executor
+from geodino.models import load_model
 from geodino.models.catalog import row
 from geodino.models.hub import auto_model
 from geodino.models.loading import facts_of, is_at_hand
 from geodino.models.precision import choose_device, choose_precision
+from geodino.options import RunOptions
 from geodino.outputs.folder import OutputFolder, require_free
 from geodino.outputs.item import build_item, write_item
 from geodino.outputs.record import RunRecord
-from geodino.plan import Plan, RunOptions, make_plan, with_scenes_used
+from geodino.plan import Plan, make_plan, with_scenes_used
 from geodino.products import Products, context_m, products_of
 from geodino.provenance import Finished, file_record, make_record
 from geodino.results import write_results
+from geodino.resuming import begin, kept_for_later, tally_of
 from geodino.settings import PipelineSpec, read_pipeline
 from geodino.sources.raster import LOCAL_OPTIONS
+from geodino.stages import gather
 from geodino.stream import Tally
 from geodino.watch import Silent, Watch, count
 
@@ -39,7 +42,7 @@ def run(
     out: str | Path,
     options: RunOptions | None = None,
     watch: Watch | None = None,
-    load: Callable[..., Model] = load_model,
+    load: Load = load_model,
 ) -> RunRecord:
     """Map an area of interest and write the results into a folder.
 
@@ -83,31 +86,38 @@ def run(
         watch.note(f"left out: {sentence}")
     with OutputFolder(out, overwrite=options.overwrite) as folder, rasterio.Env(**LOCAL_OPTIONS):
         require_free(folder.path, plan.bytes_written)
-        model = _load(name, products, options, load)
-        tally = Tally()
-        stages = compute(plan, products, model, folder, watch, tally)
-        written = time.perf_counter()
-        # Trees name their scene by its number before the unused ones are left out.
-        numbered, plan = plan.scenes, with_scenes_used(plan, tally.scene_pixels, stages.hidden_shares)
-        results = write_results(
-            stages,
-            plan,
-            products,
-            model,
-            folder,
-            numbered=numbered,
-            mapped_ha=tally.pixels_written * plan.grid.gsd**2 / 1e4,
-            started=started,
-            watch=watch,
-        )
-        plan = replace(plan, warnings=(*plan.warnings, *results.warnings, *_of_losses(tally, plan, watch)))
-        tally.write_s += time.perf_counter() - written
-        total_s = time.perf_counter() - began
-        record = make_record(Finished(plan, model, name, tally, results.files, started, total_s, results.trees))
-        write_item(build_item(record, folder.path), folder.staging("item.json"))
-        record = replace(record, outputs=(*results.files, file_record(folder.staging("item.json"), "item.json")))
-        record.write(folder.staging("run.json"))
-        folder.publish()
+        work = Work(plan, products, reachable(folder.work))
+        with executor(work, name, load, watch) as crew, kept_for_later(work.store, watch):
+            progress = begin(work, crew.model, watch)
+            before = progress.windows_done
+            watch.begin("windows", len(plan.places))
+            crew.compute(progress, lambda: watch.advance(progress.windows_done))
+            tally = tally_of(work, progress)
+            written = time.perf_counter()
+            # Trees name their scene by its number before the unused ones are left out.
+            numbered, plan = plan.scenes, with_scenes_used(plan, tally)
+            with gather(work, progress) as stages:
+                results = write_results(
+                    stages,
+                    plan,
+                    products,
+                    crew.model,
+                    folder,
+                    numbered=numbered,
+                    mapped_ha=tally.pixels_written * plan.grid.gsd**2 / 1e4,
+                    watch=watch,
+                )
+            plan = replace(plan, warnings=(*plan.warnings, *results.warnings, *_of_losses(tally, plan, watch)))
+            tally.write_s += time.perf_counter() - written
+            total_s = time.perf_counter() - began
+            done = Finished(
+                plan, crew.model, name, tally, results.files, started, total_s, results.trees, crew.described, before
+            )
+            record = make_record(done)
+            write_item(build_item(record, folder.path), folder.staging("item.json"))
+            record = replace(record, outputs=(*results.files, file_record(folder.staging("item.json"), "item.json")))
+            record.write(folder.staging("run.json"))
+            folder.publish()
     return record
 
 
@@ -127,7 +137,10 @@ def estimate(
     if not is_at_hand(name):
         raise ModelError(f"the weights of {name} are not on this machine, and a dry run downloads nothing: fetch them")
     began = time.perf_counter()
-    model = _load(name, products, options, load_model)
+    head = "height" if products.maps else "trees"
+    model = load_model(
+        name, precision=options.precision, device=options.device, batch_size=options.batch_size, head=head
+    )
     return measure(plan, products, model, load_s=time.perf_counter() - began)
 
 
@@ -175,20 +188,11 @@ def settle(
 
 def _of_losses(tally: Tally, plan: Plan, watch: Watch) -> tuple[str, ...]:
     """The warnings where something could not be read, or not be verified."""
-    said = list(tally.unverified)
+    said = sorted(tally.unverified)
     if tally.losses:
         lost_ha = tally.pixels_lost * plan.grid.gsd**2 / 1e4
-        said.append(f"{lost_ha:,.2f} ha are nodata: {count(len(tally.losses), 'read')} failed, as: {tally.losses[0]}")
+        first = min(tally.losses)
+        said.append(f"{lost_ha:,.2f} ha are nodata: {count(len(tally.losses), 'failure')}, as: {first}")
     for sentence in said:
         watch.warn(sentence)
     return tuple(said)
-
-
-def _load(name: str, products: Products, options: RunOptions, load: Callable[..., Model]) -> Model:
-    return load(
-        name,
-        precision=options.precision,
-        device=options.device,
-        batch_size=options.batch_size,
-        head="height" if products.maps else "trees",
-    )

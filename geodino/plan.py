@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +14,16 @@ from pyproj.exceptions import CRSError
 from shapely.geometry import MultiPolygon, Polygon
 
 from geodino.aoi import AOI, boxes_meet, read_aoi
-from geodino.errors import AOIError, ConfigError, SourceError
+from geodino.errors import AOIError, ConfigError, NoImageryError
 from geodino.grid import Grid, Window, by_code, choose_crs, is_metric
+from geodino.options import RunOptions
 from geodino.redaction import without_secrets
-from geodino.settings import Harmonise, PipelineSpec
+from geodino.settings import PipelineSpec
 from geodino.sources import Mosaic, Scene, Search, find_scenes
 from geodino.sources.acquisition import of_fitting_gsd, of_fitting_light
 from geodino.sources.harmonise import harmonise
 from geodino.sources.search import OFF_AOI, Dropped, sentences
+from geodino.stream import Tally
 from geodino.windows import Place, Tiling
 
 # Two staged and two finished rasters with overviews: 4.2 bytes a pixel measured on the sample, where nodata costs
@@ -30,73 +32,6 @@ BYTES_WRITTEN_A_PIXEL = 6
 # Where trees are found: the ground and the heat staged besides, a quarter of a value a pixel for each band of heat, and
 # 215 bytes for each of at most a few hundred trees a hectare.
 BYTES_WRITTEN_FOR_TREES = 10
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a user may say beside the pipeline and the AOI; every default is the command line's.
-
-    Attributes
-    ----------
-    sources
-        Paths, URLs or names of configs; `auto` is the embedded sample where the AOI lies on it, else the default
-        config.
-    model
-        A name, hub id or folder; None: the pipeline's.
-    collections
-        Of a STAC API or catalog; empty: the source config's.
-    datetime
-        As in STAC: `2020`, `2020-05/2021-06`, `../2022-01-01`.
-    max_cloud
-        Percent; None: the pipeline's.
-    order, harmonise
-        As the pipeline's keys; None: the pipeline's.
-    strict_acquisition
-        Leave out scenes beyond the limits of sun and view that the model was validated for.
-    bands
-        Red, green and blue by name or 1-based index; empty: found by name or colour.
-    aoi_layer, aoi_crs, repair_aoi
-        Which layer, which CRS where the AOI declares none, and whether crossing outlines may be repaired.
-    crs
-        CRS of the run's grid; None: the imagery's own where it keeps metres true, else UTM.
-    force_gsd
-        Run on imagery far from the GSD the model was trained at.
-    radiometry
-        A profile by name; None: the pipeline's.
-    precision, device, batch_size
-        How the model runs; they move numbers by less than the stated precision.
-    threads
-        Reader threads; None: what suits the imagery and the device (`reader_threads`).
-    on_read_error
-        `fail`, or `skip`: what cannot be read after all attempts becomes nodata, and is counted and named.
-    verify
-        Whether the bytes of each block that is read are held against their checksum, where they have one.
-    overwrite
-        Replace an earlier run's files.
-    """
-
-    sources: tuple[str, ...] = ("auto",)
-    model: str | None = None
-    collections: tuple[str, ...] = ()
-    datetime: str | None = None
-    max_cloud: float | None = None
-    order: str | None = None
-    harmonise: Harmonise | None = None
-    strict_acquisition: bool = False
-    bands: tuple[str, ...] = ()
-    aoi_layer: str | None = None
-    aoi_crs: str | None = None
-    repair_aoi: bool = False
-    crs: str | None = None
-    force_gsd: bool = False
-    radiometry: str | None = None
-    precision: str = "auto"
-    device: str = "auto"
-    batch_size: int | None = None
-    threads: int | None = None
-    on_read_error: str = "fail"
-    verify: bool = False
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,7 +151,7 @@ def make_plan(
     footprints = shapely.union_all([scene.footprint_in(grid.crs) for scene in imagery.scenes])
     seen = shapely.intersection(geometry, footprints)
     if not seen.area:
-        raise SourceError(_nothing_found(area, options, imagery.dropped))
+        raise NoImageryError(_nothing_found(area, options, imagery.dropped))
     extent = reach = grid.window_over(seen.bounds)
     needed = geometry
     if context_m:
@@ -226,7 +161,7 @@ def make_plan(
     with Mosaic(imagery.scenes, grid, resampling=spec.resampling) as mosaic:
         places = [place for place in inside if mosaic.covers(run_tiling.window(place))]
     if not places:
-        raise SourceError(_nothing_found(area, options, imagery.dropped))
+        raise NoImageryError(_nothing_found(area, options, imagery.dropped))
     return Plan(
         spec=spec,
         options=options,
@@ -265,7 +200,7 @@ def find_imagery(spec: PipelineSpec, area: AOI, options: RunOptions, gsd_m: floa
     )
     found = find_scenes(options.sources, aoi=area, search=search)
     if not found.scenes:
-        raise SourceError(_nothing_found(area, options, found.dropped))
+        raise NoImageryError(_nothing_found(area, options, found.dropped))
     grid = Grid(_grid_crs(area, options, found.scenes), spec.gsd(gsd_m))
     fitting = of_fitting_gsd(found.scenes, grid.gsd, force=options.force_gsd)
     judged = of_fitting_light(fitting.scenes, strict=options.strict_acquisition)
@@ -288,16 +223,9 @@ def places_over(geometry: Polygon | MultiPolygon, grid: Grid, tiling: Tiling) ->
     return [place for place, met in zip(ordered, np.asarray(meets).tolist(), strict=True) if met]
 
 
-def with_scenes_used(plan: Plan, pixels: Mapping[int, int], hidden: Sequence[float | None] = ()) -> Plan:
-    """The plan after its run: only scenes that gave pixels count, for dates, licences and what is said of the sources.
-
-    Parameters
-    ----------
-    pixels
-        How many mapped pixels each scene gave, by its 1-based number.
-    hidden
-        Share of each scene's pixels that its mask hid.
-    """
+def with_scenes_used(plan: Plan, tally: Tally) -> Plan:
+    """The plan after its run: only scenes that gave pixels count, for dates, licences and what is said of sources."""
+    pixels, hidden = tally.scene_pixels, tally.hidden_shares(len(plan.scenes))
     total = sum(pixels.values())
     used = [number for number in range(1, len(plan.scenes) + 1) if pixels.get(number)]
     unused = [
@@ -309,7 +237,7 @@ def with_scenes_used(plan: Plan, pixels: Mapping[int, int], hidden: Sequence[flo
         plan,
         scenes=tuple(plan.scenes[number - 1] for number in used),
         scene_shares=tuple(round(pixels[number] / total, 6) for number in used),
-        scene_hidden=tuple(hidden[number - 1] for number in used) if hidden else (),
+        scene_hidden=tuple(hidden[number - 1] for number in used),
         scenes_dropped=(*plan.scenes_dropped, *sentences(unused)),
     )
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from geodino.crowns import CrownSettings
 from geodino.errors import ModelError
-from geodino.models import Model
+from geodino.models.as_run import ModelAsRun
 from geodino.models.loading import facts_of
 from geodino.models.pyramid import CELL
 from geodino.settings import MOST_SPACING, PipelineSpec, TreesSpec
@@ -84,7 +84,7 @@ def context_m(products: Products, spec: PipelineSpec, gsd_m: float) -> float:
     return height_settings(spec.trees).context_m + 2 * gsd_m
 
 
-def heat_settings(spec: TreesSpec, model: Model) -> HeatSettings:
+def heat_settings(spec: TreesSpec, model: ModelAsRun) -> HeatSettings:
     """How trees are found on a model's heat: as the pipeline says, else as the model's training chose."""
     learned = model.heads.get("trees", {})
     fallback = HeatSettings()

@@ -14,7 +14,7 @@ import torch
 from pydantic import JsonValue
 
 from geodino import __version__
-from geodino.models import Model
+from geodino.models.as_run import ModelAsRun
 from geodino.outputs.cog import as_tags, file_sha256
 from geodino.outputs.record import (
     AOIRecord,
@@ -38,11 +38,13 @@ _MOST_LOSSES = 100
 _LIBRARIES = ("torch", "transformers", "rasterio", "pyproj", "odc-geo", "numpy")
 
 
-def made_by(model: Model, tiling: Tiling, started: datetime) -> dict[str, str]:
-    """By which model heights were made, how and when: attributes of an array, which `write_cog` turns into tags."""
+def made_by(model: ModelAsRun, tiling: Tiling) -> dict[str, str]:
+    """By which model heights were made, and how: attributes of an array, which `write_cog` turns into tags.
+
+    When they were made is not among them, so that the same run gives the same bytes; its record says it.
+    """
     return {
         "TIFFTAG_SOFTWARE": f"geodino {__version__}",
-        "TIFFTAG_DATETIME": f"{started:%Y:%m:%d %H:%M:%S}",
         "model": model.name,
         "weights_sha256": model.weights_sha256,
         "weights_licence": f"{model.licence.name}, {model.licence.url}",
@@ -54,10 +56,10 @@ def made_by(model: Model, tiling: Tiling, started: datetime) -> dict[str, str]:
     }
 
 
-def provenance_tags(plan: Plan, model: Model, started: datetime) -> dict[str, str]:
+def provenance_tags(plan: Plan, model: ModelAsRun) -> dict[str, str]:
     """The tags of an output raster: enough to know, years later and without the record, what made it."""
     more = f" and {len(plan.scenes) - 50} more, see run.json" if len(plan.scenes) > 50 else ""
-    facts = made_by(model, plan.tiling, started) | {
+    facts = made_by(model, plan.tiling) | {
         "pipeline": plan.spec.name,
         "scenes": ", ".join(scene.id for scene in plan.scenes[:50]) + more,
         "scene_dates": dates(plan.scenes),
@@ -70,16 +72,22 @@ def provenance_tags(plan: Plan, model: Model, started: datetime) -> dict[str, st
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run has done, for its record: `reference` is what --model takes to do it again."""
+    """What a run has done, for its record.
+
+    `reference` is what --model takes to do it again; `windows_from_before` are those that an earlier run had finished
+    before it was cut short.
+    """
 
     plan: Plan
-    model: Model
+    model: ModelAsRun
     reference: str
     tally: Tally
     outputs: tuple[FileRecord, ...]
     started: datetime
     total_s: float
     trees: TreesRecord | None = None
+    computed_by: str = "this process"
+    windows_from_before: int = 0
 
 
 def make_record(done: Finished) -> RunRecord:
@@ -114,7 +122,9 @@ def make_record(done: Finished) -> RunRecord:
         mapped_percent_of_aoi=round(min(100 * mapped_m2 / plan.geometry.area, 100.0), 2),
         trees=done.trees,
         lost_ha=round(tally.pixels_lost * plan.grid.gsd**2 / 1e4, 4),
-        losses=tuple(tally.losses[:_MOST_LOSSES]),
+        losses=tuple(sorted(tally.losses)[:_MOST_LOSSES]),
+        computed_by=done.computed_by,
+        windows_from_before=done.windows_from_before,
     )
 
 
@@ -158,7 +168,7 @@ def file_record(path: Path, name: str, *, features: int | None = None) -> FileRe
     return FileRecord(name, file_sha256(path), path.stat().st_size, features=features)
 
 
-def _model_record(model: Model, reference: str) -> ModelRecord:
+def _model_record(model: ModelAsRun, reference: str) -> ModelRecord:
     return ModelRecord(
         name=model.name,
         title=model.row.title,
@@ -169,24 +179,25 @@ def _model_record(model: Model, reference: str) -> ModelRecord:
         mean=model.mean,
         std=model.std,
         precision=model.precision,
-        device=str(model.device),
+        device=model.device,
         licence=model.licence.name,
         licence_url=model.licence.url,
         demonstration=model.row.demonstration,
     )
 
 
-def _urn(model: Model) -> str:
+def _urn(model: ModelAsRun) -> str:
     """A name for weights that lie nowhere on the web: the Item's schema asks for the model as an asset."""
     return f"urn:sha256:{model.weights_sha256}"
 
 
-def _peak_memory(model: Model) -> dict[str, float]:
+def _peak_memory(model: ModelAsRun) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts KiB, macOS bytes.
     held = {"process": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)}
-    if model.device.type == "cuda":
-        held["accelerator"] = round(torch.cuda.max_memory_allocated(model.device) / 2**20, 1)
+    # Where others computed, nothing was taken of the one that may be here.
+    if model.device.startswith("cuda") and torch.cuda.is_available():
+        held["accelerator"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return held
 
 

@@ -14,7 +14,7 @@ from rasterio.warp import reproject
 
 from geodino.errors import GeodinoError
 from geodino.grid import Grid, Window
-from geodino.models import Model
+from geodino.models.as_run import ModelAsRun
 from geodino.outputs.preview import Preview, render_preview
 from geodino.plan import Plan
 from geodino.sources import Mosaic
@@ -40,7 +40,7 @@ _LARGEST_PX = 1500
 _MOST_TREES = 20_000
 
 
-def draw_preview(plan: Plan, model: Model, heights: Path | None, path: Path, *, trees: Path | None = None) -> None:
+def draw_preview(plan: Plan, model: ModelAsRun, heights: Path | None, path: Path, *, trees: Path | None = None) -> None:
     """Draw `path` (PNG) from the finished files and the imagery's overviews; memory is bounded by the picture.
 
     Parameters
@@ -73,7 +73,7 @@ def draw_preview(plan: Plan, model: Model, heights: Path | None, path: Path, *, 
     render_preview(preview, path)
 
 
-def _caption(plan: Plan, model: Model) -> tuple[str, ...]:
+def _caption(plan: Plan, model: ModelAsRun) -> tuple[str, ...]:
     ids = [scene.id for scene in plan.scenes]
     named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
     licences = sorted({licence for scene in plan.scenes if (licence := scene.facts.licence)})

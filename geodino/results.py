@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ import rasterio
 
 from geodino import __version__
 from geodino.aoi import AOIMask
-from geodino.compute import Stages
-from geodino.models import Model
+from geodino.models.as_run import ModelAsRun
 from geodino.outputs.cog import CogProfile, stage_to_cog
 from geodino.outputs.density import density_writer
 from geodino.outputs.folder import OutputFolder
@@ -50,6 +49,7 @@ from geodino.settings import TreesSpec
 from geodino.sources import Scene
 from geodino.sources.raster import LOCAL_OPTIONS, causes
 from geodino.sources.scene import Facts
+from geodino.stages import Stages
 from geodino.surface import RasterSurface, Surface
 from geodino.trees import BLOCK, Trees, looked_up, trees_on_heat
 from geodino.treetops import trees_on_height
@@ -75,12 +75,11 @@ def write_results(
     stages: Stages,
     plan: Plan,
     products: Products,
-    model: Model,
+    model: ModelAsRun,
     folder: OutputFolder,
     *,
     numbered: Sequence[Scene],
     mapped_ha: float,
-    started: datetime,
     watch: Watch,
 ) -> Results:
     """Write all that a run makes but its Item and record.
@@ -97,7 +96,7 @@ def write_results(
     OutputError
         The disk refuses, or does not hold what was written.
     """
-    tags = provenance_tags(plan, model, started)
+    tags = provenance_tags(plan, model)
     files: list[FileRecord] = []
     # Side by side, because compressing and checking are a fifth of a run with a small model.
     with ThreadPoolExecutor(max(len(products.maps), 1), thread_name_prefix="geodino-write") as pool:
@@ -136,7 +135,7 @@ def _write_scenes(
     numbers = {number: places[scene.bands] for number, scene in enumerate(numbered, 1) if scene.bands in places}
     table = scene_table(scene_records(plan))
     made = write_scene_map(
-        stages.maps, folder.staging(SCENE), clip=plan.extent, numbers=numbers, table=table, tags=_steady(tags)
+        stages.maps, folder.staging(SCENE), clip=plan.extent, numbers=numbers, table=table, tags=tags
     )
     style = scene_style([scene_label(entry) for entry in table])
     return [FileRecord(SCENE, made.sha256, made.size_bytes), _text(folder, SCENE_STYLE, style)]
@@ -152,7 +151,7 @@ def _write_trees(
     stages: Stages,
     plan: Plan,
     products: Products,
-    model: Model,
+    model: ModelAsRun,
     folder: OutputFolder,
     numbered: Sequence[Scene],
     tags: dict[str, str],
@@ -179,7 +178,7 @@ def _write_trees(
             density_writer(
                 folder.staging(DENSITY), surface, band, wanted=wanted, cell_m=spec.density_cell_m, tags=tags
             ) as density,
-            tree_writer(paths, table, provenance=_steady(tags)) as writer,
+            tree_writer(paths, table, provenance=tags) as writer,
         ):
             for batch in _found(surface, ground, plan, products, spec, model, wanted, watch):
                 writer.write(batch)
@@ -218,7 +217,7 @@ def _found(
     plan: Plan,
     products: Products,
     spec: TreesSpec,
-    model: Model,
+    model: ModelAsRun,
     wanted: AOIMask,
     watch: Watch,
 ) -> Iterator[Trees]:
@@ -243,11 +242,6 @@ def _text(folder: OutputFolder, name: str, text: str) -> FileRecord:
 def _trees_record(found_on: str, number: int, hectares: float, settings: dict[str, Any]) -> TreesRecord:
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     return TreesRecord(found_on, number, round(hectares, 4), round(number / hectares if hectares else 0.0, 2), plain)
-
-
-def _steady(tags: dict[str, str]) -> dict[str, str]:
-    """The tags without the time, so that the same trees give the same bytes."""
-    return {key: value for key, value in tags.items() if key != "TIFFTAG_DATETIME"}
 
 
 def _day(facts: Facts) -> date | None:
@@ -290,7 +284,7 @@ def _write_statistics(
     ], found.notes
 
 
-def _draw(plan: Plan, products: Products, model: Model, folder: OutputFolder, watch: Watch) -> tuple[str, ...]:
+def _draw(plan: Plan, products: Products, model: ModelAsRun, folder: OutputFolder, watch: Watch) -> tuple[str, ...]:
     """The preview; a sentence where it cannot be drawn, because hours of finished maps do not hang on a picture."""
     heights: Path | None = folder.staging(products.maps["height"]) if products.maps else None
     trees = folder.staging(TREES) if products.find_on else None

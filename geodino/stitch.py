@@ -1,15 +1,17 @@
 """Joins the predictions of overlapping windows: each window computed once, its weights summing to 1 at every pixel.
 
-Predictions arrive row by row of the lattice. Within a row each support hands its eastern ramp on to its
-neighbour (`blend_row`); what hangs below the cells, the row's spill, waits for the next row (`finish_row`). Both
-additions are of exactly two numbers in a fixed order, own plus western and then plus northern, so the result does
-not depend on who computed which row, or when. Only one row's spill is kept: memory grows with the width, never with
-the height.
+Within a row each support hands its eastern ramp on to its neighbour (`blend_row`); what hangs below the cells, the
+row's spill, goes to the next row (`finish_row`). Both additions are of exactly two numbers in a fixed order, own plus
+western and then plus northern, so the result does not depend, down to the last bit, on who computed what, or when.
+
+A band of windows that is computed by itself lacks what its northern and western neighbours spill into it. `blend_band`
+keeps the parts that wait for them, and `finish_band` adds them in that same order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -50,11 +52,108 @@ class Cell(NamedTuple):
 
 
 Spill = dict[int, Array]
-"""Lattice column -> the (K, ramp, stride) pixels that hang below a row's cell."""
+"""Lattice column -> the (K, ramp, stride) pixels that hang below a row's cell; or row -> those that hang beside it."""
 
 
-def blend_row(predictions: Iterable[Prediction], lattice: Lattice) -> Iterator[Column]:
+@dataclass(frozen=True)
+class Edges:
+    """What a band's neighbours need of it, and what waits for them, in one layer.
+
+    Attributes
+    ----------
+    west
+        Lattice row -> (K, support_size, ramp), the western ramp of the band's first column before its neighbour's
+        eastern one is added.
+    east
+        Lattice row -> (K, support_size, ramp), what the band's last column spills into its eastern neighbour.
+    south
+        Lattice column -> (K, ramp, stride), what the band's last row spills below its cells. In the band's first
+        column the western ramp of it lacks what `west` lacks.
+    """
+
+    west: Spill = field(default_factory=dict)
+    east: Spill = field(default_factory=dict)
+    south: Spill = field(default_factory=dict)
+
+
+class Unfinished(NamedTuple):
+    """What the windows of one band say in one layer: its cells, (K, stride, stride), and its edges."""
+
+    cells: dict[Place, Array]
+    edges: Edges
+
+
+def blend_band(predictions: Iterable[Prediction], lattice: Lattice, first: Place, last: Place) -> Unfinished:
+    """Blend the windows of one band, which come row by row; cells beside its northern and western edge lack a part.
+
+    Parameters
+    ----------
+    first, last
+        The north-western and the south-eastern place of the band, computed or not.
+    """
+    ramp = lattice.ramp
+    cells: dict[Place, Array] = {}
+    edges = Edges()
+    above: Spill = {}
+    above_row: int | None = None
+    for row, group in groupby(predictions, key=lambda prediction: prediction.place.r):
+        spill: Spill = {}
+        eastern: Spill = {}
+        for cell in finish_row(
+            _keeping_west(blend_row(group, lattice, eastern), first.c, ramp, edges.west),
+            above if above_row is not None and row == above_row + 1 else {},
+            lattice,
+            spill,
+        ):
+            cells[cell.place] = cell.values
+        if last.c in eastern:
+            edges.east[row] = eastern[last.c].copy()
+        above, above_row = spill, row
+    if above_row == last.r:
+        edges.south.update(above)
+    return Unfinished(cells, edges)
+
+
+def finish_band(
+    own: Unfinished, lattice: Lattice, first: Place, *, north: Edges | None, west: Edges | None, northwest: Edges | None
+) -> Iterator[Cell]:
+    """The band's finished cells in lattice order; None for a neighbour without windows.
+
+    The arrays of `own` are changed.
+    """
+    ramp, stride = lattice.ramp, lattice.stride
+    nothing = Edges()
+    north, west, northwest = north or nothing, west or nothing, northwest or nothing
+    strips = {row: _sum(values, west.east.get(row)) for row, values in own.edges.west.items()}
+    if first.r - 1 in north.west:
+        strips[first.r - 1] = _sum(north.west[first.r - 1], northwest.east.get(first.r - 1))
+    for place, cell in own.cells.items():
+        beside = place.c == first.c
+        if place.r == first.r and place.c in north.south:
+            inner = slice(ramp if beside else 0, None)
+            cell[:, :ramp, inner] += north.south[place.c][:, :, inner]
+        if beside:
+            cell[:, :, :ramp] = strips[place.r][:, :stride]
+            if place.r - 1 in strips:
+                cell[:, :ramp, :ramp] += strips[place.r - 1][:, stride:]
+        yield Cell(place, cell)
+
+
+def _sum(own: Array, western: Array | None) -> Array:
+    return own if western is None else own + western
+
+
+def _keeping_west(columns: Iterable[Column], col: int, ramp: int, west: Spill) -> Iterator[Column]:
+    for column in columns:
+        if column.place.c == col:
+            west[column.place.r] = column.values[:, :, :ramp].copy()
+        yield column
+
+
+def blend_row(predictions: Iterable[Prediction], lattice: Lattice, eastern: Spill | None = None) -> Iterator[Column]:
     """Blend one row of windows from west to east; a window that was not computed leaves a gap.
+
+    What each window spills eastwards, (K, support_size, ramp), also goes into `eastern` under its column.
 
     Only pixels that some computed window supports carry meaning. A place whose support holds no pixel asked for
     is never computed, and what its neighbours say of that ground is never looked at.
@@ -70,6 +169,8 @@ def blend_row(predictions: Iterable[Prediction], lattice: Lattice) -> Iterator[C
             weighted[:, :, :ramp] += spill
         yield Column(place, weighted[:, :, :stride])
         spill, spill_col = weighted[:, :, stride:], place.c + 1
+        if eastern is not None:
+            eastern[place.c] = spill
 
 
 def finish_row(columns: Iterable[Column], above: Spill, lattice: Lattice, spill: Spill) -> Iterator[Cell]:

@@ -1,32 +1,34 @@
-"""Computes a plan in this process: a few threads read chips ahead, the model runs, finished cells stream out.
+"""Computes bands of windows: a few threads read chips ahead, the model runs, and what a band says is blended.
 
-    places -> read_chips -> predict_chips -> stitch -> mask -> cells
+    bands -> read_chips -> predictions -> blend -> Computed
 
 Every stage is a generator over the one before it, so nothing is held but the chips being read ahead, one batch, and
-one row's spill. Memory does not grow with the raster's height.
+one band. Memory does not grow with the raster's height, nor with its width.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby, tee
+from itertools import groupby, islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 
+from geodino.bands import Band
 from geodino.grid import Window
-from geodino.stitch import Cell, Layer, Prediction, stitch
+from geodino.stitch import Layer, Prediction, Unfinished, blend_band
 from geodino.windows import Place, Tiling
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.uint16]
 
 # Enough to hide 100 ms of latency, which 8 are not (benchmarks/remote.py, November 2026).
 READER_THREADS = 16
@@ -35,7 +37,8 @@ READER_THREADS = 16
 class Pixels(Protocol):
     """What a source gives for a window: `image` (3, H, W) in 0-1, `valid` (H, W), `scene` (H, W), 0 where none.
 
-    `lost` (H, W) where imagery is known to be but could not be read, None where there is no such pixel.
+    `lost` (H, W) where imagery is known to be but could not be read, None where there is no such pixel, and `losses`
+    says why. `masked` says of each scene with a mask, by number, how many valid pixels it hid, and out of how many.
     """
 
     @property
@@ -43,9 +46,13 @@ class Pixels(Protocol):
     @property
     def valid(self) -> Bools: ...
     @property
-    def scene(self) -> npt.NDArray[np.uint16]: ...
+    def scene(self) -> Numbers: ...
     @property
     def lost(self) -> Bools | None: ...
+    @property
+    def losses(self) -> Sequence[str]: ...
+    @property
+    def masked(self) -> Mapping[int, tuple[int, int]]: ...
 
 
 class Source(Protocol):
@@ -64,43 +71,30 @@ class Predictor(Protocol):
     def __call__(self, images: Floats) -> tuple[Floats, ...]: ...
 
 
-class Done(NamedTuple):
-    """A finished square of the ground, `tiling.cell(place)`.
+class Ground(NamedTuple):
+    """What is known of a cell: which of its pixels are asked for and have imagery, and of which scene each is."""
 
-    Attributes
-    ----------
-    maps
-        For each of the model's layers (K, stride / px, stride / px) float32; NaN where no pixel below is both wanted
-        and has imagery.
-    wanted
-        (stride, stride), pixels asked for that have imagery.
-    scene
-        (stride, stride), number of the scene that each pixel is of.
-    """
-
-    place: Place
-    maps: tuple[Floats, ...]
     wanted: Bools
-    scene: npt.NDArray[np.uint16]
+    scene: Numbers
 
 
 class Chip(NamedTuple):
-    """The pixels of one window, filled where there is no imagery, and which pixels of its cell are wanted."""
+    """The pixels of one window, filled where there is no imagery, and what is known of its cell."""
 
     place: Place
     image: Floats
-    wanted: Bools
-    scene: npt.NDArray[np.uint16]
+    ground: Ground
 
 
 @dataclass
 class Tally:
-    """What a stream has done so far; the one thing here that changes while it runs.
+    """What was done; the one thing here that changes while it runs.
 
     Seconds are wall time of the computing thread, so read + forward + stitch + write add up to the whole; `read_s` is
     the time spent waiting for chips, and `decode_s` the reader threads' own time, most of it behind the model's back.
-    `pixels_lost` are wanted pixels whose imagery could not be read, and `losses` says of each failed read why;
-    `unverified` says which files hold no checksum to be held against.
+    Of several processes they are sums. `pixels_lost` are wanted pixels whose imagery could not be read, and `losses`
+    says of each failed read why; `unverified` says which files hold no checksum to be held against. `hidden_px` and
+    `seen_px` count the valid pixels of each scene with a mask, by number: those it hid, and all.
     """
 
     windows_run: int = 0
@@ -114,65 +108,94 @@ class Tally:
     stitch_s: float = 0.0
     write_s: float = 0.0
     scene_pixels: Counter[int] = field(default_factory=Counter)
-    losses: list[str] = field(default_factory=list)
-    unverified: list[str] = field(default_factory=list)
+    hidden_px: Counter[int] = field(default_factory=Counter)
+    seen_px: Counter[int] = field(default_factory=Counter)
+    losses: set[str] = field(default_factory=set)
+    unverified: set[str] = field(default_factory=set)
 
-    def count(self, mapped: Bools, scene: npt.NDArray[np.uint16]) -> None:
-        """Count the pixels of a square that are part of the map, and the scenes that gave them."""
+    def add(self, other: Tally) -> None:
+        """Count what another did to this one's."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(mine, set):
+                mine |= value
+            elif isinstance(mine, Counter):
+                mine.update(value)
+            else:
+                setattr(self, name, mine + value)
+
+    def count(self, mapped: Bools, scene: Numbers) -> None:
+        """Count the pixels of a cell that are part of the map, and the scenes that gave them."""
         self.pixels_written += int(np.count_nonzero(mapped))
         numbers, counts = np.unique(scene[mapped], return_counts=True)
         self.scene_pixels.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
 
+    def hidden_shares(self, scenes: int) -> tuple[float | None, ...]:
+        """Share of each scene's valid pixels that its mask hid; None without a mask or a read."""
+        return tuple(
+            self.hidden_px[number] / self.seen_px[number] if self.seen_px[number] else None
+            for number in range(1, scenes + 1)
+        )
 
-def stream_cells(
-    places: Sequence[Place],
+
+class Computed(NamedTuple):
+    """What the windows of a band say: for each of the model's layers, and of the ground of each computed cell."""
+
+    band: Band
+    layers: tuple[Unfinished, ...]
+    ground: dict[Place, Ground]
+    tally: Tally
+
+
+def compute_bands(
+    bands: Sequence[Band],
     tiling: Tiling,
     source: Source,
     predictor: Predictor,
     *,
     wanted: Callable[[Window], Bools],
-    tally: Tally,
     batch_size: int = 1,
     threads: int = READER_THREADS,
-) -> Generator[Done, None, None]:
-    """Compute the places, in lattice order, and yield their squares as they become final.
+) -> Generator[Computed, None, None]:
+    """Compute bands one after the other; the chips of the next are read while the model runs.
 
     Parameters
     ----------
-    places
-        In lattice order: row by row, west to east.
     wanted
         Which pixels of a window are asked for, (H, W).
 
     Yields
     ------
-    Done
-        The caller closes the generator before the source (`contextlib.closing`).
+    Computed
+        Of each band in turn. The caller closes the generator before the source (`contextlib.closing`).
     """
+    places = [place for band in bands for place in band.places]
     # Closed whatever happens, and not when the garbage collector finds it: a source must not be closed while threads
     # still read from it, which ends the process.
-    with closing(read_chips(places, tiling, source, wanted=wanted, tally=tally, threads=threads)) as chips:
-        waiting: deque[Chip] = deque()
-        predictions = predict_chips(chips, predictor, waiting, tally, batch_size=batch_size)
-        for cells in _timed(stitch_layers(predictions, tiling, predictor.layers), tally):
-            chip = waiting.popleft()
-            assert all(cell.place == chip.place for cell in cells), (chip.place, cells)
-            for cell, layer in zip(cells, predictor.layers, strict=True):
-                cell.values[:, ~coarser(chip.wanted, layer.px)] = np.nan
-            yield Done(chip.place, tuple(cell.values for cell in cells), chip.wanted, chip.scene)
+    with closing(read_chips(places, tiling, source, wanted=wanted, threads=threads)) as reads:
+        for band in bands:
+            yield _compute(band, islice(reads, len(band.places)), tiling, predictor, batch_size)
 
 
-def stitch_layers(
-    predictions: Iterable[tuple[Prediction, ...]], tiling: Tiling, layers: Sequence[Layer]
-) -> Iterator[tuple[Cell, ...]]:
-    """Finished cells of all layers, side by side, from the predictions of each window."""
+def _compute(band: Band, reads: Iterable[Read], tiling: Tiling, predictor: Predictor, batch_size: int) -> Computed:
+    began = time.perf_counter()
+    tally, ground = Tally(), dict[Place, Ground]()
+    predictions = _predictions(reads, predictor, ground, tally, batch_size=batch_size)
+    # One pass gives all layers: the first is blended as they come, the others, which are coarser, wait.
+    later: list[list[Prediction]] = [[] for _ in predictor.layers[1:]]
 
-    def one(of_all: Iterable[tuple[Prediction, ...]], number: int) -> Iterator[Cell]:
-        return stitch((predictions[number] for predictions in of_all), tiling.coarser(layers[number].px))
+    def first() -> Iterator[Prediction]:
+        for said in predictions:
+            for waiting, prediction in zip(later, said[1:], strict=True):
+                waiting.append(prediction)
+            yield said[0]
 
-    # Every layer gives a window's cell as soon as it is told of the window, so `tee` never holds more than one.
-    copies = tee(predictions, len(layers))
-    return zip(*(one(copy, number) for number, copy in enumerate(copies)), strict=True)
+    layers = tuple(
+        blend_band(of_layer, tiling.coarser(layer.px), band.first, band.last)
+        for of_layer, layer in zip((first(), *later), predictor.layers, strict=True)
+    )
+    tally.stitch_s = time.perf_counter() - began - tally.read_s - tally.forward_s
+    return Computed(band, layers, ground, tally)
 
 
 def coarser(mask: Bools, px: int) -> Bools:
@@ -181,47 +204,45 @@ def coarser(mask: Bools, px: int) -> Bools:
     return np.asarray(mask.reshape(height // px, px, width // px, px).any(axis=(1, 3)))
 
 
+class Read(NamedTuple):
+    """A place that was read: its chip if it holds what is wanted, and what reading it cost and lost."""
+
+    place: Place
+    chip: Chip | None = None
+    filled: bool = False
+    lost_px: int = 0
+    losses: Sequence[str] = ()
+    masked: Mapping[int, tuple[int, int]] = {}
+    decode_s: float = 0.0
+
+
 def read_chips(
     places: Sequence[Place],
     tiling: Tiling,
     source: Source,
     *,
     wanted: Callable[[Window], Bools],
-    tally: Tally,
     threads: int = READER_THREADS,
-) -> Generator[Chip, None, None]:
-    """Read windows ahead of their use and yield, in order, the chips that hold a wanted and valid pixel.
+) -> Generator[Read, None, None]:
+    """Read windows ahead of their use and yield all of them in order.
 
     Closing it waits for the reads under way.
     """
 
-    def read(place: Place) -> tuple[_Read, float]:
+    def read(place: Place) -> Read:
         began = time.perf_counter()
-        return _read_chip(place, tiling, source, wanted), time.perf_counter() - began
+        found = _read_chip(place, tiling, source, wanted)
+        return found._replace(decode_s=time.perf_counter() - began)
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="geodino-read")
-    pending: deque[tuple[Place, Future[tuple[_Read, float]]]] = deque()
+    pending: deque[Future[Read]] = deque()
     ahead = iter(places)
     try:
-        for place in ahead:
-            pending.append((place, pool.submit(read, place)))
-            if len(pending) >= 2 * threads:
-                break
+        pending.extend(pool.submit(read, place) for place in islice(ahead, 2 * threads))
         while pending:
-            began = time.perf_counter()
-            done, future = pending.popleft()
-            found, decode_s = future.result()
-            tally.read_s += time.perf_counter() - began
-            tally.decode_s += decode_s
-            for place in ahead:
-                pending.append((place, pool.submit(read, place)))
-                break
-            tally.pixels_lost += found.lost_px
-            if found.chip is None:
-                tally.windows_empty.append(done)
-            else:
-                tally.windows_filled += found.filled
-                yield found.chip
+            found = pending.popleft().result()
+            pending.extend(pool.submit(read, place) for place in islice(ahead, 1))
+            yield found
     except BaseException:
         # Whoever asked is gone; a read that waits for a server must not hold them up for minutes.
         source.stop()
@@ -230,23 +251,45 @@ def read_chips(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def predict_chips(
-    chips: Iterable[Chip], predictor: Predictor, waiting: deque[Chip], tally: Tally, *, batch_size: int
+def _predictions(
+    reads: Iterable[Read], predictor: Predictor, ground: dict[Place, Ground], tally: Tally, *, batch_size: int
 ) -> Iterator[tuple[Prediction, ...]]:
-    """Run the model on batches of chips; each chip is put on `waiting` when its prediction comes out.
+    """Run the model on batches of chips; what is known of their cells goes to `ground`.
 
-    A batch never crosses a lattice row: so what is computed together, down to the last bit, depends on the row alone
-    and not on who computes which rows.
+    A batch never crosses a row of a band: so what is computed together, down to the last bit, depends on the band
+    alone and not on who computes which bands.
     """
-    for _, row in groupby(chips, key=lambda chip: chip.place.r):
-        for batch in _batches(row, batch_size):
+    for _, row in groupby(_chips(reads, tally), key=lambda chip: chip.place.r):
+        while batch := list(islice(row, batch_size)):
             began = time.perf_counter()
             maps = predictor(np.stack([chip.image for chip in batch]))
             tally.forward_s += time.perf_counter() - began
             tally.windows_run += len(batch)
             for number, chip in enumerate(batch):
-                waiting.append(chip)
+                ground[chip.place] = chip.ground
                 yield tuple(Prediction(chip.place, values[number]) for values in maps)
+
+
+def _chips(reads: Iterable[Read], tally: Tally) -> Iterator[Chip]:
+    """The chips that hold a wanted and valid pixel; the others are counted."""
+    waiting = iter(reads)
+    while True:
+        began = time.perf_counter()
+        read = next(waiting, None)
+        tally.read_s += time.perf_counter() - began
+        if read is None:
+            return
+        tally.decode_s += read.decode_s
+        tally.pixels_lost += read.lost_px
+        tally.losses |= set(read.losses)
+        for number, (hidden, seen) in read.masked.items():
+            tally.hidden_px[number] += hidden
+            tally.seen_px[number] += seen
+        if read.chip is None:
+            tally.windows_empty.append(read.place)
+        else:
+            tally.windows_filled += read.filled
+            yield read.chip
 
 
 def fill_by_reflection(image: Floats, valid: Bools) -> Floats:
@@ -267,48 +310,18 @@ def fill_by_reflection(image: Floats, valid: Bools) -> Floats:
     return image[:, rows, cols]
 
 
-class _Read(NamedTuple):
-    """A chip if it holds what is wanted, whether it was filled, and how many wanted pixels of its cell are lost."""
-
-    chip: Chip | None
-    filled: bool = False
-    lost_px: int = 0
-
-
-def _read_chip(place: Place, tiling: Tiling, source: Source, wanted: Callable[[Window], Bools]) -> _Read:
+def _read_chip(place: Place, tiling: Tiling, source: Source, wanted: Callable[[Window], Bools]) -> Read:
     window = tiling.window(place)
     of_support, of_cell = tiling.support(place).slices_in(window), tiling.cell(place).slices_in(window)
     inside = wanted(window)
     if not inside[of_support].any():
-        return _Read(None)
+        return Read(place)
     pixels = source.read(window)
     lost_px = 0 if pixels.lost is None else int((inside & pixels.lost)[of_cell].sum())
+    read = Read(place, lost_px=lost_px, losses=pixels.losses, masked=pixels.masked)
     inside &= pixels.valid
     if not inside[of_support].any():
-        return _Read(None, lost_px=lost_px)
+        return read
     filled = not bool(pixels.valid.all())
     image = fill_by_reflection(pixels.image, pixels.valid) if filled else pixels.image
-    return _Read(Chip(place, image, inside[of_cell], pixels.scene[of_cell]), filled, lost_px)
-
-
-def _batches(chips: Iterable[Chip], size: int) -> Iterator[list[Chip]]:
-    batch: list[Chip] = []
-    for chip in chips:
-        batch.append(chip)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _timed(cells: Iterator[tuple[Cell, ...]], tally: Tally) -> Iterator[tuple[Cell, ...]]:
-    """Count the time in the stitcher: that of its `next`, less what the stages before it took meanwhile."""
-    while True:
-        began = time.perf_counter()
-        before = tally.read_s + tally.forward_s
-        cell = next(cells, None)
-        tally.stitch_s += time.perf_counter() - began - (tally.read_s + tally.forward_s - before)
-        if cell is None:
-            return
-        yield cell
+    return read._replace(chip=Chip(place, image, Ground(inside[of_cell], pixels.scene[of_cell])), filled=filled)

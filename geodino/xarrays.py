@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import lru_cache, reduce
 from itertools import islice
 from pathlib import Path
@@ -35,7 +34,8 @@ from shapely.geometry import MultiPolygon, Polygon
 from geodino.aoi import AOIMask, read_aoi
 from geodino.errors import ConfigError
 from geodino.grid import Grid, Window
-from geodino.plan import RunOptions, area_warnings, find_imagery, places_over
+from geodino.options import RunOptions
+from geodino.plan import area_warnings, find_imagery, places_over
 from geodino.polygons import joined, polygons
 from geodino.settings import PipelineSpec
 from geodino.sources import Mosaic, Pixels, Scene
@@ -159,7 +159,8 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
         The scene has no georeference, is not north-up with square pixels, is not on a whole pixel of its grid, or
         lies beside its AOI; or the windows reach beyond the halo that it was opened with.
     """
-    from geodino.provenance import made_by  # Late, because it imports torch.
+    from geodino.models.as_run import ModelAsRun  # Late, because both import torch.
+    from geodino.provenance import made_by
 
     grid, extent = _grid_of(scene)
     frame = shapely.box(*grid.bounds(extent))
@@ -176,7 +177,7 @@ def predict(scene: xr.Dataset, model: Model, *, tiling: Tiling | None = None) ->
     values = _Rows(model, run_tiling, extent, out, AOIMask(area, grid)).compute_lazily(places, image, valid)
     geobox = grid.geobox(out)
     # On each variable, because what is written or plotted is one of them.
-    provenance = made_by(model, run_tiling, datetime.now(UTC))
+    provenance = made_by(ModelAsRun.of(model, run_tiling.size), run_tiling)
     kept = ("scene_dates", "radiometry", "resampling")
     provenance |= {key: scene.attrs[key] for key in kept if key in scene.attrs}
     provenance["scenes"] = ", ".join(scene.attrs.get("scenes", []))

@@ -21,7 +21,7 @@ from geodino.evaluation.tasks import Settings
 from geodino.models import load_model
 from geodino.models.catalog import Licence
 from geodino.pipeline import run
-from geodino.plan import RunOptions
+from geodino.options import RunOptions
 from geodino.training.chips import ChipOptions, build_chips
 
 PICTURES = {"evaluation.json", "heights.png", "errors_by_height.png", "worst.png"}

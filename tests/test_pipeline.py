@@ -24,7 +24,7 @@ from geodino.grid import Grid, Window
 from geodino.models.predictor import Model
 from geodino.outputs.record import read_record
 from geodino.pipeline import estimate, run
-from geodino.plan import RunOptions
+from geodino.options import RunOptions
 from geodino.sources import Mosaic
 from geodino.sources.geotiff import describe
 from geodino.stream import fill_by_reflection

@@ -18,7 +18,7 @@ import geodino
 from geodino.errors import ConfigError, ModelError
 from geodino.outputs.record import read_record
 from geodino.pipeline import run
-from geodino.plan import RunOptions
+from geodino.options import RunOptions
 
 WEST, NORTH, GSD = 494004.0, 4878762.6, 0.6
 FILES = {

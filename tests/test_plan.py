@@ -10,7 +10,7 @@ import rasterio
 
 from geodino.errors import SourceError
 from geodino.pipeline import estimate, run
-from geodino.plan import RunOptions
+from geodino.options import RunOptions
 from geodino.watch import Silent
 
 # Some 50 m within the photo.

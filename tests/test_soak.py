@@ -14,7 +14,7 @@ from faults import Fault
 
 from geodino.outputs.record import RunRecord
 from geodino.pipeline import run
-from geodino.plan import RunOptions
+from geodino.options import RunOptions
 from geodino.shipped import pipeline_path
 from geodino.sources import ranges, signing
 from geodino.sources.ranges import Patience

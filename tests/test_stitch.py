@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geodino.grid import Window
-from geodino.stitch import Prediction, Spill, blend_row, finish_row, stitch
+from geodino.bands import cut
+from geodino.stitch import Prediction, Spill, blend_band, blend_row, finish_band, finish_row, stitch
 from geodino.windows import Place, Tiling
 
 TILINGS = st.sampled_from([Tiling(64, 32, 8), Tiling(96, 16, 0), Tiling(64, 16, 7), Tiling(128, 64, 16)])
@@ -115,3 +116,32 @@ def test_rows_computed_apart_and_in_any_order_give_the_same_bytes(tiling: Tiling
 def test_a_prediction_of_the_wrong_side_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit windows of 64 px"):
         list(stitch(iter([Prediction(Place(0, 0), np.zeros((1, 80, 80), np.float32))]), Tiling(64, 32, 8)))
+
+
+@given(TILINGS, EXTENTS, st.integers(1, 5), st.data())
+def test_bands_say_to_the_last_bit_what_the_whole_says_however_they_are_cut(
+    tiling: Tiling, extent: Window, rows: int, data: st.DataObject
+) -> None:
+    places = list(tiling.places(extent))
+    kept = sorted(data.draw(st.sets(st.sampled_from(places), min_size=1)))
+    whole = {place: values for place, values in stitch(predictions(tiling, kept, noise=True), tiling)}
+    bands = cut(kept, rows)
+    own = {
+        id_: blend_band(predictions(tiling, list(band.places), noise=True), tiling, band.first, band.last)
+        for id_, band in bands.items()
+    }
+    edges = {id_: unfinished.edges for id_, unfinished in own.items()}
+    found = {}
+    for id_ in data.draw(st.permutations(list(bands))):
+        finished = finish_band(
+            own[id_],
+            tiling,
+            bands[id_].first,
+            north=edges.get(id_.north),
+            west=edges.get(id_.west),
+            northwest=edges.get(id_.northwest),
+        )
+        found |= {place: values for place, values in finished}
+    assert found.keys() == whole.keys()
+    for place, values in whole.items():
+        np.testing.assert_array_equal(found[place], values)

@@ -29,7 +29,7 @@ from rio_cogeo.cogeo import cog_validate
 from geodino.errors import OutputError
 from geodino.grid import Window
 from geodino.outputs.folder import require_free, scratch_file, whole_file
-from geodino.outputs.stage import GDAL_ERRORS, NODATA, QUANTUM, StagedRaster, open_geotiff, rasterio_crs
+from geodino.outputs.stage import GDAL_ERRORS, NODATA, QUANTUM, Stage, StagedRaster, open_geotiff, rasterio_crs
 
 BLOCK = 512
 MIN_BLOCK = 128  # the least that GDAL's COG driver takes
@@ -101,7 +101,7 @@ class CogReceipt:
     census: Census
 
 
-def stage_to_cog(stage: StagedRaster, name: str, target: Path, *, clip: Window, profile: CogProfile) -> CogReceipt:
+def stage_to_cog(stage: Stage, name: str, target: Path, *, clip: Window, profile: CogProfile) -> CogReceipt:
     """Turn one band of a closed stage into a COG, read it back, and only then give it its name.
 
     Parameters
@@ -123,7 +123,7 @@ def stage_to_cog(stage: StagedRaster, name: str, target: Path, *, clip: Window, 
     band = stage.names.index(name) + 1
     rows, cols = clip.slices_in(stage.extent)
     # The COG, and GDAL's temporary overviews beside it, compress about as well as the stage: twice that is safe.
-    require_free(target.parent, 2 * math.ceil(stage.path.stat().st_size / len(stage.names) * 4 / 3))
+    require_free(target.parent, 2 * math.ceil(stage.size_bytes / len(stage.names) * 4 / 3))
     try:
         with open_geotiff(stage.path) as staged:
             meant = take_census(staged, band, RasterioWindow(cols.start, rows.start, clip.width, clip.height))
@@ -264,7 +264,7 @@ class _Sink:
             self.stage.write(Window(top, col, BLOCK, BLOCK), strip[None, :, col : col + BLOCK])
 
 
-def _virtual_raster(stage: StagedRaster, band: int, clip: Window, profile: CogProfile, census: Census) -> str:
+def _virtual_raster(stage: Stage, band: int, clip: Window, profile: CogProfile, census: Census) -> str:
     """GDAL's description of the clipped band, with all that the COG is to say; it reads the stage block by block."""
     rows, cols = clip.slices_in(stage.extent)
     geobox = stage.geobox[rows, cols]

@@ -180,9 +180,13 @@ class RunRecord:
     trees
         What was found of trees; None where they were not looked for.
     lost_ha
-        Ground that was asked for and is nodata because its imagery could not be read.
+        Ground that was asked for and is nodata because its imagery could not be read, or its windows not be computed.
     losses
-        What could not be read and why, a sentence for each window of a scene, the first hundred.
+        What could not be read or computed and why, a sentence for each, the first hundred.
+    computed_by
+        `this process`, or how many workers on how many hosts.
+    windows_from_before
+        How many of the windows an earlier run had finished before it was cut short.
     """
 
     geodino: str
@@ -206,6 +210,8 @@ class RunRecord:
     trees: TreesRecord | None = None
     lost_ha: float = 0.0
     losses: tuple[str, ...] = ()
+    computed_by: str = "this process"
+    windows_from_before: int = 0
     record_version: int = RECORD_VERSION
 
     def as_dict(self) -> dict[str, JsonValue]:

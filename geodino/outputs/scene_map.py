@@ -27,7 +27,7 @@ from geodino.errors import OutputError
 from geodino.grid import Window
 from geodino.outputs.cog import BLOCK, COG_OPTIONS, file_sha256, pyramid
 from geodino.outputs.folder import require_free, scratch_file, whole_file
-from geodino.outputs.stage import GDAL_ERRORS, NODATA, StagedRaster, open_geotiff, rasterio_crs
+from geodino.outputs.stage import GDAL_ERRORS, NODATA, Stage, open_geotiff, rasterio_crs
 
 SCENE = "scene.tif"
 """What a run calls it."""
@@ -66,7 +66,7 @@ def scene_label(entry: Mapping[str, JsonValue]) -> str:
 
 
 def write_scene_map(
-    stage: StagedRaster,
+    stage: Stage,
     target: Path,
     *,
     clip: Window,
@@ -95,7 +95,7 @@ def write_scene_map(
     renumbered = np.zeros(max(numbers, default=0) + 1, _TYPE)
     for staged, number in numbers.items():
         renumbered[staged] = number
-    require_free(target.parent, 2 * math.ceil(stage.path.stat().st_size / len(stage.names)))
+    require_free(target.parent, 2 * math.ceil(stage.size_bytes / len(stage.names)))
     try:
         with scratch_file(target) as plain:
             meant = _write_plain(stage, plain, clip, renumbered, _described(table, tags))
@@ -121,7 +121,7 @@ def _described(table: Sequence[Mapping[str, JsonValue]], tags: Mapping[str, str]
 
 
 def _write_plain(
-    stage: StagedRaster, path: Path, clip: Window, renumbered: npt.NDArray[np.uint16], tags: Mapping[str, str]
+    stage: Stage, path: Path, clip: Window, renumbered: npt.NDArray[np.uint16], tags: Mapping[str, str]
 ) -> int:
     """A plain GeoTIFF of the clip, strip by strip; the checksum of its pixels."""
     band = stage.names.index("scene") + 1

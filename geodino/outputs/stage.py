@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,26 @@ NODATA = -9999.0
 QUANTUM = 0.125
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
+
+STAGE_SUFFIX = ".stage.vrt"
+"""Ends the name of a run's own description of pieces, the one kind of VRT that is opened."""
+
+
+class Stage(Protocol):
+    """Finished cells of a run as one raster, of which files are made: closed, and opened by `open_geotiff`."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def geobox(self) -> GeoBox: ...
+    @property
+    def extent(self) -> Window: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def quantum(self) -> float | None: ...
+    @property
+    def size_bytes(self) -> int: ...
 
 
 class StagedRaster:
@@ -92,6 +113,11 @@ class StagedRaster:
             The file cannot be made.
         """
         return cls(path, grid.geobox(extent), extent, block=block, names=names, quantum=quantum)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file."""
+        return self.path.stat().st_size
 
     def write(self, cell: Window, values: npt.NDArray[np.float32]) -> None:
         """Write one cell, shape (K, block, block), NaN = nodata.
@@ -168,8 +194,8 @@ class StagedRaster:
 
 
 def open_geotiff(path: Path) -> DatasetReader:
-    """The file, opened by GDAL's GTiff driver and no other."""
-    return rasterio.open(path, driver="GTiff")
+    """The file, opened by GDAL's GTiff driver and no other; but for what a run has staged in pieces."""
+    return rasterio.open(path, driver="VRT" if path.name.endswith(STAGE_SUFFIX) else "GTiff")
 
 
 def rasterio_crs(geobox: GeoBox) -> CRS:

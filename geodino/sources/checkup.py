@@ -221,11 +221,12 @@ def _valid_share(scene: Scene) -> tuple[float, str]:
     middle = grid.window_over((centre.x, centre.y, centre.x, centre.y))
     window = Window(middle.row - _SIDE // 2, middle.col - _SIDE // 2, _SIDE, _SIDE)
     with Mosaic([scene], grid) as mosaic:
-        share = float(np.mean(mosaic.read(window).valid))
-        (hidden,) = mosaic.hidden_shares()
+        pixels = mosaic.read(window)
+    share = float(np.mean(pixels.valid))
     if scene.mask is None:
         return share, ""
-    return share, f"; the mask was read{'' if hidden is None else f' and hides {hidden:.0%}'}"
+    hidden, seen = pixels.masked.get(1, (0, 0))
+    return share, f"; the mask was read{f' and hides {hidden / seen:.0%}' if seen else ''}"
 
 
 def _step(name: str, look: Callable[[], T], advice: str = "") -> T:

@@ -7,9 +7,8 @@ value comes from one scene alone and from a warp that knows no window, so it is 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +39,10 @@ class Pixels:
         Uint16 (H, W): the scene a pixel is from, 1-based in `Mosaic.scenes`; 0 where invalid.
     lost
         Bool (H, W): invalid because a read failed and was skipped; None where none did.
+    losses
+        A sentence for each such read.
+    masked
+        Of each scene with a mask, by number: how many of its valid pixels were hidden, and how many it has here.
     """
 
     window: Window
@@ -47,6 +50,8 @@ class Pixels:
     valid: npt.NDArray[np.bool_]
     scene: npt.NDArray[np.uint16]
     lost: npt.NDArray[np.bool_] | None = None
+    losses: tuple[str, ...] = ()
+    masked: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 class Mosaic:
@@ -64,8 +69,8 @@ class Mosaic:
     verify
         Whether every block of pictures and masks is checked when it is read, as `PixelFiles` does it.
     skip_unreadable
-        Whether a part of a scene that cannot be read becomes nodata and is told of in `losses`. No other scene fills
-        it: which date a map shows must not hang on the weather of a network.
+        Whether a part of a scene that cannot be read becomes nodata and is told of in `Pixels.losses`. No other scene
+        fills it: which date a map shows must not hang on the weather of a network.
 
     Raises
     ------
@@ -96,9 +101,6 @@ class Mosaic:
         self._warped = WarpedScenes(self.scenes, grid, resampling, self._files)
         self._masks = Masks(self.scenes, grid, self._files)
         self._skip = skip_unreadable
-        self.losses: list[str] = []
-        self._lock = threading.Lock()
-        self._hidden_px, self._seen_px = [0] * len(self.scenes), [0] * len(self.scenes)
         self._footprints = shapely.STRtree([scene.footprint_in(grid.crs) for scene in self.scenes])
 
     def covers(self, window: Window) -> bool:
@@ -120,6 +122,8 @@ class Mosaic:
         image = np.zeros((3, *window.shape), np.float32)
         scene = np.zeros(window.shape, np.uint16)
         lost = np.zeros(window.shape, bool)
+        losses: list[str] = []
+        masked: dict[int, tuple[int, int]] = {}
         for number, whole in enumerate(self._warped.windows):
             part = window.intersection(whole)
             if part.empty:
@@ -131,38 +135,26 @@ class Mosaic:
             try:
                 dn, valid = self._warped.read(number, part)
                 if self.scenes[number].mask is not None:
-                    valid = self._unhidden(number, part, valid)
+                    hidden = valid & self._masks.hidden(number, part)
+                    masked[number + 1] = int(hidden.sum()), int(valid.sum())
+                    valid = valid & ~hidden
             except ReadError as error:
                 if not self._skip:
                     raise
                 logger.info("skipped: %s", error)
-                self.losses.append(str(error))
+                losses.append(str(error))
                 lost[rows, cols] |= missing
                 continue
             take = valid & missing
             picture = self.scenes[number].picture(dn)
             np.copyto(image[:, rows, cols], picture, where=take)
             scene[rows, cols][take] = number + 1
-        return Pixels(window, image, scene > 0, scene, lost if lost.any() else None)
+        return Pixels(window, image, scene > 0, scene, lost if lost.any() else None, tuple(losses), masked)
 
     @property
     def unverified(self) -> list[str]:
         """Sentences about files that were to be verified and hold nothing to be held against."""
         return sorted(self._files.unverified)
-
-    def hidden_shares(self) -> tuple[float | None, ...]:
-        """Share of each scene's valid pixels that its mask hid, over all reads so far; None without mask or read."""
-        return tuple(
-            hidden / seen if scene.mask is not None and seen else None
-            for scene, hidden, seen in zip(self.scenes, self._hidden_px, self._seen_px, strict=True)
-        )
-
-    def _unhidden(self, number: int, part: Window, valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        hidden = valid & self._masks.hidden(number, part)
-        with self._lock:
-            self._hidden_px[number] += int(hidden.sum())
-            self._seen_px[number] += int(valid.sum())
-        return valid & ~hidden
 
     def stop(self) -> None:
         """Have reads under way end soon, with an error: whoever asked for them is gone."""

@@ -123,6 +123,10 @@ class Ranges(Protocol):
         """Bytes of the whole file."""
 
     @property
+    def version(self) -> str:
+        """What tells one version of the file from another, such as its ETag; "" where nothing does."""
+
+    @property
     def start(self) -> bytes:
         """Its first bytes, as far as they came by the way."""
 
@@ -174,7 +178,7 @@ class HttpRanges:
         self._patience = patience or PATIENCE
         self._url = signed(href, sign)
         self._lost = 0
-        self.size, self._version = -1, ""
+        self.size, self.version = -1, ""
         self.start = self.get(0, FIRST_BYTES)
 
     def get(self, start: int, stop: int) -> bytes:
@@ -200,7 +204,7 @@ class HttpRanges:
             self._lost += 1
             raise
         self._lost = 0
-        self.size, self._version = found.size, found.version
+        self.size, self.version = found.size, found.version
         return found.body
 
     def _check(self, found: Answer) -> None:
@@ -208,7 +212,7 @@ class HttpRanges:
         if self.size >= 0 and found.size != self.size:
             why = f"the file changed while it was read, from {self.size} to {found.size} bytes"
             raise AttemptError(why, final=True)
-        if self._version and found.version and found.version != self._version:
+        if self.version and found.version and found.version != self.version:
             # Mirrors behind one name may differ in their dates, and the next answer may be the first one's again.
             raise AttemptError(f"the file changed while it was read, on {found.version}")
 

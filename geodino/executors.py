@@ -1,0 +1,146 @@
+"""Who computes the bands of a run: this process, or the workers of a Dask cluster. Both do the same to each band."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Protocol
+
+from geodino.bands import Band, BandId
+from geodino.cluster.machines import Machines
+from geodino.compute import Hand, Work
+from geodino.errors import GeodinoError, ModelError, ReadError, SourceError
+from geodino.models import Model
+from geodino.models.as_run import ModelAsRun
+from geodino.progress import Finished, Progress
+from geodino.stream import Computed
+from geodino.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+# What a band may be given up for where that is asked: what it reads and what the model says of it. A disk or a store
+# that refuses would refuse the next band as well.
+OF_A_BAND = (ReadError, SourceError, ModelError, MemoryError)
+
+Load = Callable[..., Model]
+
+
+class Executor(Protocol):
+    """Computes what is not done yet of a run.
+
+    Attributes
+    ----------
+    model
+        How the model is run where bands are computed.
+    described
+        Who computes, for the record: `this process`, `2 workers on 1 host`.
+    """
+
+    @property
+    def model(self) -> ModelAsRun: ...
+    @property
+    def described(self) -> str: ...
+
+    def compute(self, progress: Progress, told: Callable[[], None]) -> None:
+        """Predict and finish all bands; calls `told` whenever some are.
+
+        Raises
+        ------
+        GeodinoError
+            A band cannot be computed, and is not to be given up.
+        """
+
+
+@contextmanager
+def executor(work: Work, model: str, load: Load, watch: Watch) -> Iterator[Executor]:
+    """Whoever the options of a run ask for, ready to compute.
+
+    Parameters
+    ----------
+    model
+        Its name, hub id or folder.
+    load
+        As `load_model`; where workers are asked for, these load it themselves.
+
+    Raises
+    ------
+    GeodinoError
+        The model is refused, or the workers are not fit.
+    """
+    options = work.plan.options
+    workers = None if options.workers is None else str(options.workers)
+    machines = Machines.of(workers, options.scheduler, options.config)
+    if not machines.asked:
+        yield Here(work, load(model, **how_to_load(work)))
+        return
+    from geodino.cluster.run import on_cluster  # Late, because distributed takes half a second to import.
+
+    with on_cluster(machines, work, model, watch) as crew:
+        yield crew
+
+
+def how_to_load(work: Work) -> dict[str, object]:
+    """The arguments of `load_model` beside the name."""
+    options = work.plan.options
+    return {
+        "precision": options.precision,
+        "device": options.device,
+        "batch_size": options.batch_size,
+        "head": "height" if work.products.maps else "trees",
+    }
+
+
+class Here:
+    """This process computes, band after band; chips of the next band are read while the model runs."""
+
+    described = "this process"
+
+    def __init__(self, work: Work, model: Model) -> None:
+        self._work, self._model = work, model
+        self.model = ModelAsRun.of(model, work.plan.tiling.size)
+
+    def compute(self, progress: Progress, told: Callable[[], None]) -> None:
+        """As `Executor` says."""
+        todo = deque(progress.to_predict())
+        while True:
+            # A hand is of no use after an error: its imagery was told to stop.
+            with Hand(self._work, self._model) as hand:
+                try:
+                    _predict(hand, todo, progress, told)
+                    for id_ in list(progress.can_finish()):
+                        progress.finish(finish(hand, hand.fetch(progress.predicted[id_]), progress))
+                        told()
+                    return
+                except OF_A_BAND as error:
+                    if self._work.plan.options.on_band_error == "fail" or not todo:
+                        raise
+                    give_up(progress, todo.popleft().id, error)
+                    told()
+
+
+def _predict(hand: Hand, todo: deque[Band], progress: Progress, told: Callable[[], None]) -> None:
+    with closing(hand.compute(list(todo))) as stream:
+        for computed in stream:
+            id_ = computed.band.id
+            # In lattice order what a band waits for is nearly always there.
+            at_once = all(progress.settled(before) for before in id_.before)
+            progress.predicted[id_] = hand.keep(computed, core=not at_once)
+            if at_once:
+                progress.finish(finish(hand, computed, progress))
+            todo.popleft()
+            told()
+
+
+def finish(hand: Hand, own: Computed, progress: Progress) -> Finished:
+    """Finish a band whose neighbours to the north and west are settled."""
+    before = own.band.id.before
+    return hand.finish(own, progress.predicted, [id_ for id_ in before if id_ in progress.skipped])
+
+
+def give_up(progress: Progress, id_: BandId, error: BaseException) -> None:
+    """Go on without a band."""
+    said = str(error) if isinstance(error, GeodinoError) else f"{type(error).__name__}: {error}"
+    progress.give_up(id_, said)
+    logger.info("gave up band %s: %s", id_.key, said)
