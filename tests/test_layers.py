@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "geodino"
 
 # From the ground up: a module may import its own layer and those below it.
 LAYERS = [
-    {"geodino", "geodino.redaction", "geodino.errors", "geodino.findings", "geodino.shipped", "geodino.watch"},
+    {"geodino", "geodino.redaction", "geodino.errors", "geodino.findings", "geodino.shipped"},
+    {"geodino.watch", "geodino.logs"},
     {"geodino.buckets", "geodino.stores"},
     {
         "geodino.grid",
