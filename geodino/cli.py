@@ -102,8 +102,24 @@ def cli(debug: bool, verbose: bool) -> None:
     show_default=True,
     help="What becomes of imagery that cannot be read after all attempts; skipped ground is nodata.",
 )
+@click.option(
+    "--on-band-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What becomes of windows that cannot be computed, or end whatever computes them; skipped ground is nodata.",
+)
 @click.option("--verify", is_flag=True, help="Hold every block that is read against its checksum, where it has one.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in the folder.")
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Go on with an unfinished run in the folder where it is the same one, or begin anew.",
+)
+@click.option("--workers", help="Compute with so many processes of this machine; auto: as many as it can hold.")
+@click.option("--scheduler", help="Compute on the Dask cluster of a scheduler: tcp://HOST:8786, or its scheduler file.")
+@click.option("--config", help="Start a cluster and compute on it: a config's name or YAML file, such as slurm.yaml.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record (or the plan) as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only.")

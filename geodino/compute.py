@@ -24,6 +24,7 @@ from geodino.bands import Band, BandId, cut, rows_for
 from geodino.errors import ConfigError, OutputError
 from geodino.grid import Grid, Window
 from geodino.models import Model
+from geodino.models.as_run import ModelAsRun
 from geodino.models.predictor import LAYERS, Asked
 from geodino.outputs.cog import file_sha256
 from geodino.outputs.pieces import Layout
@@ -106,15 +107,9 @@ def reachable(store: Store) -> Store:
 
 
 class Hand:
-    """One process that computes bands: its model, its open imagery and masks. A context manager.
+    """One process that computes bands: its model, its open imagery and masks. A context manager."""
 
-    Parameters
-    ----------
-    model
-        None for a hand that only finishes.
-    """
-
-    def __init__(self, work: Work, model: Model | None) -> None:
+    def __init__(self, work: Work, model: Model) -> None:
         plan = work.plan
         self.work = work
         self._model = model
@@ -133,11 +128,19 @@ class Hand:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of open files; nothing may be computed any more."""
         self._mosaic.close()
+
+    @property
+    def model(self) -> ModelAsRun:
+        """How its model is run."""
+        return ModelAsRun.of(self._model, self.work.plan.tiling.size)
 
     def compute(self, bands: Sequence[Band]) -> Generator[Computed, None, None]:
         """What the windows of each band say, one after the other; errors as for reading and for the model."""
-        assert self._model is not None
         plan, model = self.work.plan, self._model
         with closing(
             compute_bands(
@@ -180,7 +183,7 @@ class Hand:
         Parameters
         ----------
         predicted
-            Receipts of its neighbours to the north, west and north-west, where these have windows.
+            Receipts of the band itself and of its neighbours to the north, west and north-west that have windows.
         skipped
             Those of them that were given up: what they share with the band is nodata.
 
@@ -215,6 +218,9 @@ class Hand:
         tally.write_s += time.perf_counter() - began
         receipt = Finished(id_.key, tally, pieces, tuple(sorted(before.key for before in skipped)))
         receipt.write(self.work.store)
+        core = predicted[id_].core
+        if core is not None:
+            self.work.store.delete(core.name)
         return receipt
 
     def _edges(self, receipt: Predicted) -> list[Edges]:

@@ -7,6 +7,7 @@
     │   └── SourceError                     ... the imagery: bands, CRS, GSD
     │       └── NoImageryError              ... there is none over the AOI
     ├── ReadError        (OSError)       4  imagery is there, but cannot be reached or decoded
+    ├── ClusterError     (OSError)       4  workers or their scheduler are gone, or what they compute ends them
     ├── ModelError       (RuntimeError)  6  the model or its weights are refused
     └── OutputError      (OSError)       7  the output folder, the disk, another run in the same folder
 
@@ -18,6 +19,7 @@ A message names the thing, the value, and what would do: `overlap 40 px must be 
 __all__ = [
     "DONE_IN_PART",
     "AOIError",
+    "ClusterError",
     "ConfigError",
     "GeodinoError",
     "InputError",
@@ -64,6 +66,12 @@ class NoImageryError(SourceError):
 
 class ReadError(GeodinoError, OSError):
     """Imagery or a catalog exists but cannot be reached or decoded."""
+
+    exit_code = 4
+
+
+class ClusterError(GeodinoError, OSError):
+    """The workers or their scheduler are gone, or what they are to compute ends them."""
 
     exit_code = 4
 

@@ -12,7 +12,7 @@ from geodino.bands import Band, BandId
 from geodino.cluster.machines import Machines
 from geodino.compute import Hand, Work
 from geodino.errors import GeodinoError, ModelError, ReadError, SourceError
-from geodino.models import Model
+from geodino.models import Model, load_model
 from geodino.models.as_run import ModelAsRun
 from geodino.progress import Finished, Progress
 from geodino.stream import Computed
@@ -73,7 +73,7 @@ def executor(work: Work, model: str, load: Load, watch: Watch) -> Iterator[Execu
     workers = None if options.workers is None else str(options.workers)
     machines = Machines.of(workers, options.scheduler, options.config)
     if not machines.asked:
-        yield Here(work, load(model, **how_to_load(work)))
+        yield Here(work, model_for(work, model, load))
         return
     from geodino.cluster.run import on_cluster  # Late, because distributed takes half a second to import.
 
@@ -81,15 +81,11 @@ def executor(work: Work, model: str, load: Load, watch: Watch) -> Iterator[Execu
         yield crew
 
 
-def how_to_load(work: Work) -> dict[str, object]:
-    """The arguments of `load_model` beside the name."""
+def model_for(work: Work, name: str, load: Load = load_model) -> Model:
+    """The model, loaded as the options of a run say."""
     options = work.plan.options
-    return {
-        "precision": options.precision,
-        "device": options.device,
-        "batch_size": options.batch_size,
-        "head": "height" if work.products.maps else "trees",
-    }
+    head = "height" if work.products.maps else "trees"
+    return load(name, precision=options.precision, device=options.device, batch_size=options.batch_size, head=head)
 
 
 class Here:

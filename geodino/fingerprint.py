@@ -17,6 +17,7 @@ from geodino.bands import COLS, rows_for
 from geodino.errors import ConfigError
 from geodino.models.as_run import ModelAsRun
 from geodino.plan import Plan
+from geodino.progress import BANDS
 from geodino.redaction import without_secrets
 from geodino.sources.ranges import open_ranges
 from geodino.sources.raster import is_remote, local_path
@@ -85,7 +86,8 @@ def settle(store: Store, new: Mapping[str, JsonValue], *, resume: bool) -> bool:
             f"{store} holds an unfinished run that is not this one: {'; '.join(differences[:_MOST_SHOWN])}{more}. "
             "Give --no-resume to begin anew, what it was begun with to go on, or another --out"
         )
-    for entry in list(store.entries()):
+    # Not all that is there: workers that join are looked over by an object of their own.
+    for entry in list(store.entries(BANDS)):
         store.delete(entry.key)
     store.put(NAME, json.dumps(new, indent=1).encode())
     return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,6 +21,8 @@ from geodino.stores import Store
 from geodino.stream import Tally
 
 BANDS = "bands/"
+Receipt = TypeVar("Receipt", "Predicted", "Finished")
+
 _PREDICTED, _FINISHED = ".predicted.json", ".finished.json"
 
 
@@ -165,7 +168,7 @@ def read_progress(store: Store, bands: Mapping[BandId, Band]) -> Progress:
 
     Files in a folder are held against their checksums, which takes a second a gigabyte; those of a bucket by their size
     here, and by their checksums when they are fetched. A band that was finished without a neighbour which had been
-    given up is computed anew.
+    given up is computed anew. Receipts that cannot be trusted are removed.
     """
     found = {entry.key: entry.size for entry in store.entries(BANDS)}
     progress = Progress(bands)
@@ -176,25 +179,39 @@ def read_progress(store: Store, bands: Mapping[BandId, Band]) -> Progress:
         folder = store.folder
         return folder is None or file_sha256(folder / file.name) == file.sha256
 
-    def receipt(key: str, suffix: str, adapter: TypeAdapter[Predicted] | TypeAdapter[Finished]):  # type: ignore[no-untyped-def]
-        name = BANDS + key + suffix
-        data = store.get(name) if name in found else None
-        try:
-            return None if data is None else adapter.validate_json(data)
-        except ValidationError:
-            return None
-
     for id_ in bands:
-        predicted = receipt(id_.key, _PREDICTED, _AS_PREDICTED)
-        if predicted is None or not intact(predicted.edges):
-            continue
-        finished = receipt(id_.key, _FINISHED, _AS_FINISHED)
-        if finished and not finished.without and all(intact(piece.file) for piece in finished.pieces.values()):
-            progress.predicted[id_] = predicted
+        has_finished, has_predicted = (BANDS + id_.key + suffix in found for suffix in (_FINISHED, _PREDICTED))
+        predicted = predicted_of(store, id_.key) if has_predicted else None
+        finished = finished_of(store, id_.key) if has_finished else None
+        known = predicted is not None and intact(predicted.edges)
+        final = known and finished is not None and not finished.without
+        if final and finished and all(intact(piece.file) for piece in finished.pieces.values()):
             progress.finish(finished)
-        elif predicted.core is not None and intact(predicted.core):
+        elif has_finished:
+            store.delete(BANDS + id_.key + _FINISHED)
+        if predicted and (id_ in progress.finished or (known and predicted.core and intact(predicted.core))):
             progress.predicted[id_] = predicted
+        elif has_predicted:
+            store.delete(BANDS + id_.key + _PREDICTED)
     return progress
+
+
+def predicted_of(store: Store, key: str) -> Predicted | None:
+    """The receipt of a band that has been predicted; None where there is none that can be read."""
+    return _read(store, BANDS + key + _PREDICTED, _AS_PREDICTED)
+
+
+def finished_of(store: Store, key: str) -> Finished | None:
+    """The receipt of a band that is final; None where there is none that can be read."""
+    return _read(store, BANDS + key + _FINISHED, _AS_FINISHED)
+
+
+def _read(store: Store, name: str, adapter: TypeAdapter[Receipt]) -> Receipt | None:
+    data = store.get(name)
+    try:
+        return None if data is None else adapter.validate_json(data)
+    except ValidationError:
+        return None
 
 
 _AS_PREDICTED = TypeAdapter(Predicted)

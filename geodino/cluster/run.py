@@ -1,0 +1,258 @@
+"""The bands of one run on the workers of a Dask cluster.
+
+The client hands out keys of bands, a bounded number at a time, and gets receipts; the model, the plan and the imagery
+are held by each worker. A worker that dies loses at most what it was at: what it had done lies in the work store, so
+that a task which Dask runs again finds it done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import rasterio
+from distributed import Client, Future, KilledWorker
+
+from geodino.bands import Band, BandId
+from geodino.cluster.held import held, register, release
+from geodino.cluster.machines import Machines, cluster_config
+from geodino.cluster.opening import open_client, task_resources
+from geodino.cluster.survey import Computer, Needs, checked
+from geodino.compute import Hand, Work
+from geodino.errors import ClusterError, ModelError
+from geodino.executors import OF_A_BAND, give_up, model_for
+from geodino.models.as_run import ModelAsRun
+from geodino.models.loading import find_weights
+from geodino.progress import Finished, Predicted, Progress, finished_of, predicted_of
+from geodino.sources.raster import LOCAL_OPTIONS
+from geodino.watch import Watch, count
+
+logger = logging.getLogger(__name__)
+
+# So many tasks for each thread of the workers, so that none waits for the client; each is a few hundred bytes.
+_TASKS_A_THREAD = 4
+_LEAST_TASKS = 16
+# Finished bands make room in the work store, so they go before new ones.
+_FINISH_FIRST = 10
+# How long a cluster may be without workers; one from a config may wait in a queue as long as that says.
+_WITHOUT_WORKERS_S = 600.0
+_LOOK_EVERY_S = 15.0
+
+
+@contextmanager
+def on_cluster(machines: Machines, work: Work, model: str, watch: Watch) -> Iterator[OnCluster]:
+    """Workers that are fit for a run and hold what they need for it; arguments and errors as `executors.executor`."""
+    options = work.plan.options
+    with open_client(machines, watch) as client:
+        resources = task_resources(machines, client)
+        needs = Needs(options.device, options.precision, resources, work.plan.scenes, work.store)
+        with checked(client, needs, watch) as computers:
+            name = f"geodino-{_token(work)}"
+            make = partial(make_hand, work, model, find_weights(model).sha256())
+            register(client, name, make, resources=resources)
+            patience_s = _WITHOUT_WORKERS_S if machines.config is None else cluster_config(machines.config).wait_s
+            try:
+                yield OnCluster(client, work, name, resources, computers, watch, patience_s)
+            finally:
+                release(client, name)
+
+
+def make_hand(work: Work, model: str, sha256: str) -> Hand:
+    """What a worker holds. ModelError where its weights are not those that the client sees under that name."""
+    found = find_weights(model).sha256()
+    if found != sha256:
+        raise ModelError(f"{model} has weights {found[:12]} there and {sha256[:12]} here: give the same files to all")
+    return Hand(work, model_for(work, model))
+
+
+class _Task(NamedTuple):
+    """What was asked of the workers."""
+
+    id: BandId
+    finishes: bool
+    alone: bool
+
+
+class OnCluster:
+    """Has workers compute the bands of a run; an `executors.Executor`."""
+
+    def __init__(
+        self,
+        client: Client,
+        work: Work,
+        name: str,
+        resources: Mapping[str, float],
+        computers: tuple[Computer, ...],
+        watch: Watch,
+        patience_s: float,
+    ) -> None:
+        self._client, self._work, self._name, self._watch = client, work, name, watch
+        self._resources, self._patience_s = dict(resources), patience_s
+        hosts = len({computer.host for computer in computers})
+        self.described = f"{count(len(computers), 'worker')} on {count(hosts, 'host')}"
+        self.model: ModelAsRun = client.submit(_model_of, name, resources=self._resources, pure=False).result()
+        self._answers: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._running: dict[Future, _Task] = {}
+        self._asked: dict[BandId, int] = {}
+
+    def compute(self, progress: Progress, told: Callable[[], None]) -> None:
+        """As `Executor` says."""
+        todo = deque(progress.to_predict())
+        # Of a worker's death its neighbours in time may be accused too; each is tried again by itself.
+        suspects: deque[_Task] = deque()
+        try:
+            for id_ in list(progress.can_finish()):
+                self._finish(id_, progress)
+            while not progress.done:
+                most = self._most_tasks()
+                while todo and len(self._running) < most:
+                    self._predict(todo.popleft(), progress)
+                if not self._running:
+                    suspect = suspects.popleft()._replace(alone=True)
+                    self._again(suspect, progress)
+                task, future = self._next()
+                if future.status == "cancelled":
+                    raise ClusterError(
+                        f"the scheduler {self._client.scheduler.address} is gone; run the same command again to go on"
+                    )
+                error = future.exception() if future.status == "error" else None
+                if isinstance(error, KilledWorker) and not task.alone:
+                    suspects.append(task)
+                    continue
+                if error is not None:
+                    self._fault(task, error, progress)
+                else:
+                    self._note(task, future.result(), progress)
+                told()
+                for id_ in list(progress.can_finish((task.id, *task.id.after))):
+                    if not self._is_finishing(id_):
+                        self._finish(id_, progress)
+        finally:
+            self._client.cancel(list(self._running))
+            self._running.clear()
+
+    def _predict(self, band: Band, progress: Progress, *, alone: bool = False) -> None:
+        # What it waits for is known where its neighbours were quick: then its core need not be kept.
+        before = _before(band.id, progress) if all(map(progress.settled, band.id.before)) else None
+        skipped = _skipped(band.id, progress)
+        self._submit(_Task(band.id, before is not None, alone), _predict, before, skipped, resources=self._resources)
+
+    def _finish(self, id_: BandId, progress: Progress, *, alone: bool = False) -> None:
+        before = _before(id_, progress) | {id_: progress.predicted[id_]}
+        self._submit(_Task(id_, True, alone), _finish, before, _skipped(id_, progress), priority=_FINISH_FIRST)
+
+    def _again(self, task: _Task, progress: Progress) -> None:
+        if task.id in progress.predicted:
+            self._finish(task.id, progress, alone=task.alone)
+        else:
+            self._predict(self._work.bands[task.id], progress, alone=task.alone)
+
+    def _submit(self, task: _Task, function: Callable[..., object], *args: object, **how: object) -> None:
+        number = self._asked[task.id] = self._asked.get(task.id, 0) + 1
+        key = f"{self._name}-{function.__name__.strip('_')}-{task.id.key}-{number}"
+        future = self._client.submit(function, self._name, task.id.key, *args, key=key, **how)
+        self._running[future] = task
+        future.add_done_callback(self._answers.put)
+
+    def _next(self) -> tuple[_Task, Future]:
+        """The next task that came to an end."""
+        alone_since = None
+        while True:
+            try:
+                future = self._answers.get(timeout=_LOOK_EVERY_S)
+            except queue.Empty:
+                if self._client.scheduler_info(n_workers=-1)["workers"]:
+                    alone_since = None
+                    continue
+                if alone_since is None:
+                    alone_since = time.monotonic()
+                    self._watch.warn("no worker is left; waiting for one")
+                if time.monotonic() - alone_since > self._patience_s:
+                    raise ClusterError(
+                        f"no worker came for {self._patience_s:.0f} s; start some, and run the same command again"
+                    ) from None
+                continue
+            task = self._running.pop(future, None)
+            if task is not None:
+                return task, future
+
+    def _fault(self, task: _Task, error: BaseException, progress: Progress) -> None:
+        if isinstance(error, KilledWorker):
+            windows = count(len(self._work.bands[task.id].places), "window")
+            error = ClusterError(
+                f"band {task.id.key} ({windows}) ended every worker that computed it, by itself too; is it too large "
+                "for their memory? Give a smaller --batch-size or more memory, or leave it out by --on-band-error skip"
+            )
+        given_up = isinstance(error, (*OF_A_BAND, ClusterError))
+        if not given_up or self._work.plan.options.on_band_error == "fail":
+            raise error
+        give_up(progress, task.id, error)
+
+    def _note(self, task: _Task, answer: tuple[Predicted, Finished | None], progress: Progress) -> None:
+        predicted, finished = answer
+        progress.predicted[task.id] = predicted
+        if finished is not None:
+            progress.finish(finished)
+
+    def _is_finishing(self, id_: BandId) -> bool:
+        return any(task.id == id_ for task in self._running.values())
+
+    def _most_tasks(self) -> int:
+        threads = sum(int(each) for each in self._client.nthreads().values())
+        return max(_LEAST_TASKS, _TASKS_A_THREAD * threads)
+
+
+def _before(id_: BandId, progress: Progress) -> dict[BandId, Predicted]:
+    return {before: progress.predicted[before] for before in id_.before if before in progress.predicted}
+
+
+def _skipped(id_: BandId, progress: Progress) -> tuple[BandId, ...]:
+    return tuple(before for before in id_.before if before in progress.skipped)
+
+
+def _token(work: Work) -> str:
+    """The same for the same run in the same folder: should its client die, the next one asks for the same tasks."""
+    said = f"{work.store.url} {work.plan.spec.model_dump_json()} {work.plan.places} {work.plan.scenes}"
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def _model_of(name: str) -> ModelAsRun:
+    return held(name, Hand).model
+
+
+def _predict(
+    name: str, key: str, before: dict[BandId, Predicted] | None, skipped: tuple[BandId, ...]
+) -> tuple[Predicted, Finished | None]:
+    """On a worker: predict a band; and finish it, where all is known that it waits for."""
+    hand = held(name, Hand)
+    store, id_ = hand.work.store, BandId.of(key)
+    kept, final = predicted_of(store, key), finished_of(store, key)
+    if kept is not None and final is not None:
+        return kept, final
+    if kept is not None and kept.core is not None and before is None:
+        return kept, None
+    with rasterio.Env(**LOCAL_OPTIONS):
+        (computed,) = hand.compute([hand.work.bands[id_]])
+        receipt = hand.keep(computed, core=before is None)
+        if before is None:
+            return receipt, None
+        return receipt, hand.finish(computed, before | {id_: receipt}, skipped)
+
+
+def _finish(
+    name: str, key: str, before: dict[BandId, Predicted], skipped: tuple[BandId, ...]
+) -> tuple[Predicted, Finished | None]:
+    """On a worker: finish a band that was kept."""
+    hand = held(name, Hand)
+    own = before[BandId.of(key)]
+    final = finished_of(hand.work.store, key)
+    if final is None:
+        final = hand.finish(hand.fetch(own), before, skipped)
+    return own, final
