@@ -78,7 +78,9 @@ def open_bucket(scheme: str, bucket: str, tries: Tries) -> ObjectStore:
     try:
         return _opened(scheme.lower(), bucket, tries, environment)
     except exceptions.BaseError as error:
-        raise ConfigError(f"{scheme}://{bucket} cannot be opened: {said(error)}") from error
+        raise ConfigError(
+            f"{scheme}://{bucket} cannot be opened: {said(error)}: check {_CREDENTIALS[scheme]}"
+        ) from error
 
 
 @lru_cache(maxsize=16)

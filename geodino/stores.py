@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PART_NAME = re.compile(r"^\..+\.part-\d+-[0-9a-f]{8}")
 _KEY = re.compile(r"(?!\.{1,2}(/|$))[^/\\\x00-\x1f]+(/(?!\.{1,2}(/|$))[^/\\\x00-\x1f]+)*")
+_HALF_URL = re.compile(r"[a-z][a-z0-9]+:/(?!/)")
 
 # Uploads in pieces, of which S3 takes 10,000 and holds none below 5 MiB; so many at a time are in memory.
 _PIECE_BYTES = 8 * 2**20
@@ -228,6 +229,8 @@ class Store:
     url: str
 
     def __post_init__(self) -> None:
+        if _HALF_URL.match(self.url):
+            raise ConfigError(f"{self.url} lacks a slash after its colon: give a URL as text, since a Path drops one")
         scheme, separator, rest = self.url.partition("://")
         if separator and not (self.is_remote or scheme == "file"):
             raise ConfigError(f"{self} cannot be written to: give a folder, or a URL of {', '.join(SCHEMES)}")

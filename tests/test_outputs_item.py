@@ -254,6 +254,8 @@ def test_local_scenes_are_named_relative_to_the_item_and_remote_ones_whole(
     hrefs = {link["title"]: link["href"] for link in item["links"] if link["rel"] == "derived_from"}
     assert hrefs == items
     assert complaints(item) == []
+    in_a_bucket = build_item(replace(RECORD, scenes=tuple({"id": at, "item": at} for at in items)), None)
+    assert [link.href for link in in_a_bucket.links if link.rel == "derived_from"] == list(items)[:2]
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,8 @@ def test_other_schemes_are_refused_with_what_would_do() -> None:
         Store("https://example.org/out")
     with pytest.raises(ConfigError, match="names no bucket; it looks like s3://bucket/folder"):
         Store("s3:///out")
+    with pytest.raises(ConfigError, match="s3:/forest/out lacks a slash after its colon: give a URL as text"):
+        Store(str(Path("s3://forest/out")))
     for url in ("s3://forest/../out", "s3://forest/a/%2e%2e/out"):
         with pytest.raises(ConfigError, match=r"has \. or \.\. in it"):
             Store(url)

@@ -184,6 +184,8 @@ class OutputFolder:
             A staged file was never written, the disk or the bucket refuses, or another run took the bucket's folder.
             The old record is gone then, so that a folder with a record never mixes two runs; `work` stays.
         """
+        if not self.path.is_dir():
+            raise OutputError(f"{self.path} was removed while the run wrote to it: run it again")
         missing = [name for name, part in self._staged.items() if not part.is_file()]
         if missing:
             raise OutputError(f"nothing was written for {', '.join(missing)}")

@@ -61,7 +61,7 @@ SHA2_256 = "1220"  # multihash: the function 0x12, and 0x20 bytes of digest
 _RGB: list[JsonValue] = ["red", "green", "blue"]
 
 
-def build_item(record: RunRecord, folder: Path) -> pystac.Item:
+def build_item(record: RunRecord, folder: Path | None) -> pystac.Item:
     """The Item of a run, from its record; assets lie beside it.
 
     Parameters
@@ -70,7 +70,7 @@ def build_item(record: RunRecord, folder: Path) -> pystac.Item:
         Its `outputs` are those that exist so far. The Item names `run.json` without a checksum, because that file
         is written after it.
     folder
-        Where the Item will lie.
+        Where the Item will lie; None for a bucket, from which no link leads to Items on this machine.
 
     Returns
     -------
@@ -102,7 +102,9 @@ def build_item(record: RunRecord, folder: Path) -> pystac.Item:
         item.add_link(pystac.Link("license", record.model.licence_url, title=licence))
     for scene in record.scenes:
         if isinstance(href := scene.get("item"), str):
-            at = _href_from(folder, href)
+            if folder is None and not is_remote(href):
+                continue
+            at = href if folder is None else _href_from(folder, href)
             title, angles = str(scene["id"]), _angles([scene])
             item.add_link(pystac.Link("derived_from", at, "application/geo+json", title, extra_fields=dict(angles)))
     return item
