@@ -15,6 +15,7 @@ from geodino.batch.listing import Listing, scene_jobs
 from geodino.batch.manifest import Manifest, begin, now, read_manifest, require_same, settings_of
 from geodino.errors import ConfigError
 from geodino.grid import Grid
+from geodino.models.catalog import rows
 from geodino.models.loading import facts_of
 from geodino.plan import RunOptions
 from geodino.products import products_of
@@ -132,6 +133,7 @@ def _settle(asked: Asked) -> _Settled:
     options = replace(asked.options, model=_model(asked.options.model or spec.model), overwrite=False)
     if asked.lease_s < LEAST_LEASE_S:
         raise ConfigError(f"--lease-s {asked.lease_s:g} must be {LEAST_LEASE_S:g} or more")
+    products_of(spec, str(options.model))  # refuses a model that cannot do it, before any catalog is read
     aoi = None
     if asked.aoi is not None:
         aoi = read_aoi(asked.aoi, layer=options.aoi_layer, crs=options.aoi_crs, repair=options.repair_aoi)
@@ -234,7 +236,11 @@ def _words(settled: _Settled) -> str:
 def _model(name: str) -> str:
     if name == "auto":
         raise ConfigError("a batch takes no model auto: name one with --model, such as chmv2 or nano")
-    return str(Path(name).absolute()) if Path(name).is_dir() else name
+    if any(name == known.name for known in rows()):
+        return name
+    # A folder, or official files with a + between them.
+    paths = [Path(part) for part in name.split("+")]
+    return "+".join(str(path.absolute()) for path in paths) if all(path.exists() for path in paths) else name
 
 
 def _with_sources(options: RunOptions) -> RunOptions:

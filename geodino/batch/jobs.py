@@ -87,7 +87,7 @@ def with_ids(named: Sequence[tuple[str, Job]]) -> list[Job]:
         seen[text.lower()] = seen.get(text.lower(), 0) + 1
     made = []
     for text, (what, job) in zip(wanted, named, strict=True):
-        plain = text == job.name and seen[text.lower()] == 1
+        plain = bool(text) and text == job.name and seen[text.lower()] == 1
         tail = hashlib.sha1(f"{job.name}\n{what}".encode(), usedforsecurity=False).hexdigest()[:8]
         made.append(Job(**(asdict(job) | {"id": text if plain else f"{text}-{tail}".lstrip("-")})))
     return made

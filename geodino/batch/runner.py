@@ -53,12 +53,7 @@ class Ended:
 
 
 def run_batch(
-    batch: Batch,
-    watch: Watch,
-    *,
-    machines: Machines | None = None,
-    max_failures: int | None = None,
-    work: Work = run_job,
+    batch: Batch, watch: Watch, *, machines: Machines | None = None, max_failures: int | None = None
 ) -> Ended:
     """Do the jobs that nobody else does, until all are done or have failed; then gather the results.
 
@@ -68,8 +63,6 @@ def run_batch(
         Who does them; None: this process.
     max_failures
         The batch is left when more jobs than so many have failed.
-    work
-        What is done for a job.
 
     Raises
     ------
@@ -77,22 +70,36 @@ def run_batch(
         What would befall every job; all that is under way is given back.
     """
     store, lease_s = batch.store, batch.manifest.lease_s
-    pulses = Pulses(store, lease_s)
-    pause_s = min(max(lease_s / 8, _LEAST_PAUSE_S), _MOST_PAUSE_S)
     with Pulse(store, lease_s) as pulse:
-        with _lanes(machines or Machines(), work, watch) as lanes:
-            ledger = Ledger(store, batch.jobs, pulse.owner, pulses)
-            watch.begin("jobs", len(batch.jobs))
-            watch.advance(ledger.ended)
-            try:
-                stopped = _drive(batch, ledger, lanes, watch, pause_s, max_failures)
-            finally:
-                lanes.close()
-                ledger.release()
-        if stopped is not None:
-            return Ended(ledger.ended - ledger.failures, ledger.failures, stopped=stopped)
-        with turn(store, "gather", pulse.owner, pulses, pause_s=pause_s):
+        pulses = Pulses(store, lease_s)
+        ended = do_jobs(batch, pulse.owner, pulses, watch, machines=machines, max_failures=max_failures)
+        if ended.stopped is not None:
+            return ended
+        with turn(store, "gather", pulse.owner, pulses, pause_s=_pause_s(lease_s)):
             return gather_results(batch, watch)
+
+
+def do_jobs(
+    batch: Batch,
+    owner: str,
+    pulses: Pulses,
+    watch: Watch,
+    *,
+    machines: Machines | None = None,
+    max_failures: int | None = None,
+    work: Work = run_job,
+) -> Ended:
+    """As `run_batch`, without its results; `work` is what is done for a job, here or on a worker."""
+    with _lanes(machines or Machines(), work, watch) as lanes:
+        ledger = Ledger(batch.store, batch.jobs, owner, pulses)
+        watch.begin("jobs", len(batch.jobs))
+        watch.advance(ledger.ended)
+        try:
+            stopped = _drive(batch, ledger, lanes, watch, max_failures)
+        finally:
+            lanes.close()
+            ledger.release()
+    return Ended(ledger.ended - ledger.failures, ledger.failures, stopped=stopped)
 
 
 def gather_results(batch: Batch, watch: Watch) -> Ended:
@@ -101,15 +108,15 @@ def gather_results(batch: Batch, watch: Watch) -> Ended:
 
     with tempfile.TemporaryDirectory(prefix="geodino-batch-") as scratch:
         path = update_index(batch.store, batch.jobs, read_tracks(batch.store), Path(scratch))
-        ((done, bad, lost),) = select(
+        ((done, bad, lost, empty),) = select(
             path, "SELECT coalesce(sum(state = 'done'), 0), coalesce(sum(state = 'failed'), 0), "
-            "coalesce(sum(lost_ha), 0) FROM jobs"
+            "coalesce(sum(lost_ha), 0), coalesce(sum(empty), 0) FROM jobs"
         )  # fmt: skip
         catalog = batch.manifest.settings["catalog"]
         facts = Facts(
             title=batch.manifest.title(),
             disjoint=batch.manifest.kind == "grid",
-            planned=len(batch.jobs),
+            planned=len(batch.jobs) - int(str(empty)),
             pipeline=batch.spec.name,
             catalog=str(catalog or ", ".join(batch.options.sources)),
         )
@@ -117,16 +124,15 @@ def gather_results(batch: Batch, watch: Watch) -> Ended:
     return Ended(int(str(done)), int(str(bad)), float(str(lost)), None, summary.as_dict(), summary.as_text())
 
 
-def _drive(
-    batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, pause_s: float, max_failures: int | None
-) -> str | None:
+def _drive(batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, max_failures: int | None) -> str | None:
     """Hand in and settle jobs until none is left; why that was left off, None where it was not."""
     names = {job.id: job.name for job in batch.jobs}
+    may_be_empty = batch.manifest.kind == "grid"
     refusals = 0
     while True:
         while lanes.has_room() and (taken := ledger.claim()) is not None:
             job, attempt = taken
-            lanes.submit(Task(batch.store.url, job, attempt, batch.spec, batch.options, batch.config))
+            lanes.submit(Task(batch.store.url, job, attempt, batch.spec, batch.options, batch.config, may_be_empty))
         if lanes.busy():
             job_id, outcome = lanes.next()
             if outcome.ends_batch is not None:
@@ -138,12 +144,18 @@ def _drive(
             if max_failures is not None and ledger.failures > max_failures:
                 return f"{count(ledger.failures, 'job')} failed, more than --max-failures {max_failures}"
             continue
+        known = ledger.ended
         ledger.refresh()
-        watch.advance(ledger.ended)
+        if ledger.ended != known:
+            watch.advance(ledger.ended)
         if not ledger.waiting:
             if not ledger.others():
                 return None
-            time.sleep(pause_s)
+            time.sleep(_pause_s(batch.manifest.lease_s))
+
+
+def _pause_s(lease_s: float) -> float:
+    return min(max(lease_s / 8, _LEAST_PAUSE_S), _MOST_PAUSE_S)
 
 
 def _settle(ledger: Ledger, job_id: str, name: str, outcome: Outcome, watch: Watch) -> None:

@@ -1,0 +1,223 @@
+"""From catalogs, lists of areas and grids to jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odc.geo.crs import CRS
+from source_scenes import make_item, write_catalog, write_scene
+from stac_site import serving
+
+from geodino.aoi import read_aoi
+from geodino.batch.areas import area_jobs
+from geodino.batch.asked import Asked, open_batch
+from geodino.batch.cells import cell_side, cells, grid_of, read_side
+from geodino.batch.listing import scene_jobs
+from geodino.errors import AOIError, ConfigError, SourceError
+from geodino.grid import Grid
+from geodino.plan import RunOptions
+from geodino.sources import Search
+from geodino.sources.config import resolve
+from geodino.stores import Store
+from geodino.watch import Silent
+
+
+def job_geometry(wkt: str, crs: str | None, target: CRS) -> shapely.Geometry:
+    return read_aoi(wkt, crs=crs).geometry(target)
+
+
+def test_a_catalog_gives_a_job_a_scene_the_newest_first(tmp_path: Path) -> None:
+    write_scene(tmp_path / "a.tif")
+    catalog = write_catalog(
+        tmp_path,
+        [
+            make_item("old", "../a.tif", datetime="2018-01-01T00:00:00Z"),
+            make_item("new", "../a.tif", datetime="2022-01-01T00:00:00Z"),
+            make_item("cloudy", "../a.tif", **{"eo:cloud_cover": 90}),
+            make_item("elsewhere", "../a.tif", shift=5000.0),
+        ],
+    )
+    listing = scene_jobs(resolve(catalog), Search(max_cloud=10), None)
+    assert [job.id for job in listing.jobs] == ["new", "elsewhere", "old"]
+    assert listing.jobs[0].source == str(tmp_path / "items" / "1.json")
+    assert any("over 10 % cloud" in sentence for sentence in listing.left_out)
+
+
+def test_with_an_aoi_scenes_off_it_are_left_out_and_those_on_it_cut(tmp_path: Path) -> None:
+    write_scene(tmp_path / "a.tif")
+    items = [make_item("on", "../a.tif"), make_item("off", "../a.tif", shift=5000.0)]
+    catalog = write_catalog(tmp_path, items)
+    west, south, east, north = shapely.geometry.shape(items[0]["geometry"]).bounds
+    half = read_aoi(f"{west},{south},{(west + east) / 2},{north}")
+    whole, cut = (scene_jobs(resolve(catalog), Search(), aoi).jobs for aoi in (None, half))
+    assert [job.id for job in whole] == ["off", "on"] and [job.id for job in cut] == ["on"]
+    assert cut[0].hectares == pytest.approx(whole[1].hectares / 2, rel=0.01)
+
+
+def test_nothing_that_fits_is_an_error_that_says_why(tmp_path: Path) -> None:
+    write_scene(tmp_path / "a.tif")
+    catalog = write_catalog(tmp_path, [make_item("only", "../a.tif")])
+    with pytest.raises(SourceError, match=r"no scene of .* fits; left out: 1 outside of 1999"):
+        scene_jobs(resolve(catalog), Search(datetime="1999"), None)
+
+
+def test_an_api_gives_jobs_that_can_be_run_from_their_items_alone(tmp_path: Path) -> None:
+    with serving(tmp_path) as site:
+        site.items = [make_item("bare", "https://elsewhere.example/a.tif"), make_item("linked", "a.tif")]
+        site.items[1]["links"] = [{"rel": "self", "href": f"{site.url}/items/linked.json"}]
+        listing = scene_jobs(resolve(f"{site.url}/api"), Search(collections=("aerial",)), None)
+    bare, linked = sorted(listing.jobs, key=lambda job: job.id)
+    assert (linked.source, linked.item) == (f"{site.url}/items/linked.json", None)
+    # Its page of the search is not where it lies.
+    assert bare.source is None and bare.item is not None
+    assert bare.item["assets"]["picture"]["href"] == "https://elsewhere.example/a.tif"  # type: ignore[call-overload,index]
+
+
+def test_a_stac_geoparquet_file_gives_the_same_jobs_as_its_catalog(tmp_path: Path) -> None:
+    import rustac
+
+    write_scene(tmp_path / "a.tif")
+    items = [
+        make_item(f"scene{number}", "a.tif", datetime=f"20{number:02}-01-01T00:00:00Z") for number in range(10, 20)
+    ]
+    path = tmp_path / "items.parquet"
+    rustac.write_sync(str(path), items)
+    listing = scene_jobs(resolve(str(path)), Search(), None)
+    assert [job.id for job in listing.jobs] == [f"scene{number}" for number in range(19, 9, -1)]
+    item = listing.jobs[0].item
+    assert item is not None
+    assert item["assets"]["picture"]["href"] == str(tmp_path / "a.tif")  # type: ignore[call-overload,index]
+    json.dumps(item)
+
+
+def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    import geopandas as gpd
+
+    path = tmp_path / "areas.parquet"
+    gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs="EPSG:4326").to_parquet(path)
+    with pytest.raises(SourceError, match="is no stac-geoparquet"):
+        scene_jobs(resolve(str(path)), Search(), None)
+
+
+def test_a_folder_gives_a_job_a_raster_and_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+    write_scene(tmp_path / "b.tif")
+    write_scene(tmp_path / "a.tif")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:100])
+    listing = scene_jobs(resolve(str(tmp_path)), Search(), None)
+    assert [(job.id, job.source) for job in listing.jobs] == [
+        ("a", str(tmp_path / "a.tif")),
+        ("b", str(tmp_path / "b.tif")),
+    ]
+    assert listing.left_out == ("1 which cannot be read (cut.tif)",)
+
+
+def test_a_csv_names_areas_by_wkt_box_or_path(tmp_path: Path) -> None:
+    (tmp_path / "field.geojson").write_text(
+        json.dumps({"type": "Polygon", "coordinates": [[[10, 45], [10.01, 45], [10.01, 45.01], [10, 45]]]})
+    )
+    table = tmp_path / "areas.csv"
+    table.write_text(
+        "Name,wkt,minx,miny,maxx,maxy,path\n"
+        'one,"POLYGON ((10 45, 10.01 45, 10.01 45.01, 10 45))",,,,,\n'
+        "two,,10,45,10.01,45.01,\n"
+        "three,,,,,,field.geojson\n"
+    )
+    one, two, three = area_jobs(str(table), crs=None, repair=False)
+    assert [one.id, two.id, three.id] == ["one", "two", "three"]
+    assert one.hectares == pytest.approx(three.hectares, abs=0.01)
+    assert two.hectares == pytest.approx(2 * one.hectares, rel=0.01)
+    assert three.aoi == str(tmp_path / "field.geojson")
+
+
+def test_a_faulty_row_is_named_before_anything_runs(tmp_path: Path) -> None:
+    table = tmp_path / "areas.csv"
+    table.write_text("name,minx,miny,maxx,maxy\ngood,0,0,1,1\nbad,5,5,1,1\n")
+    with pytest.raises(AOIError, match="row 2, bad"):
+        area_jobs(str(table), crs=None, repair=False)
+    table.write_text("name,colour\ngood,green\n")
+    with pytest.raises(ConfigError, match="has no areas"):
+        area_jobs(str(table), crs=None, repair=False)
+
+
+@settings(max_examples=25)
+@given(
+    west=st.floats(400_000, 600_000),
+    south=st.floats(5_000_000, 5_100_000),
+    size=st.tuples(st.floats(50, 2000), st.floats(50, 2000)),
+    side_px=st.integers(100, 900),
+    turn=st.floats(0, 90),
+)
+def test_cells_share_no_ground_and_together_are_the_aoi(
+    west: float, south: float, size: tuple[float, float], side_px: int, turn: float
+) -> None:
+    grid = Grid(CRS("EPSG:32633"), 0.6)
+    area = shapely.affinity.rotate(shapely.box(west, south, west + size[0], south + size[1]), turn)
+    made = cells(read_aoi(shapely.to_wkt(area, rounding_precision=-1), crs="EPSG:32633"), grid, side_px)
+    pieces = [job_geometry(job.aoi, job.aoi_crs, grid.crs) for job in made]
+    assert len({job.id for job in made}) == len(made)
+    assert shapely.union_all(pieces).symmetric_difference(area).area < 1
+    assert sum(piece.area for piece in pieces) == pytest.approx(shapely.union_all(pieces).area)
+    # Where a cell ends inside the AOI it ends on the edge of a pixel of the lattice that all share.
+    for piece in pieces:
+        inner = piece.boundary.difference(area.boundary.buffer(1e-6))
+        xy = shapely.get_coordinates(shapely.segmentize(inner, 1e9)) / (side_px * 0.6)
+        assert (np.abs(xy - np.round(xy)).min(axis=1) < 1e-6).all()
+
+
+def test_a_cell_is_whole_pixels_and_whole_cells_of_trees_where_that_is_near() -> None:
+    assert cell_side(10_000.0, 0.6, None) == 16_667
+    assert cell_side(10_000.0, 0.6, 10.0) * 0.6 % 10 == pytest.approx(0)
+    assert cell_side(10_000.0, 0.6, 10.0) == 16_650
+    assert cell_side(100.0, 0.6, 7.77) == 167  # 23.31 m and its multiples are far from 100 m
+    assert read_side("10km") == 10_000 and read_side(" 500 m") == 500
+    for wrong in ("10", "0km", "far", "-5km"):
+        with pytest.raises(ConfigError, match="with its unit"):
+            read_side(wrong)
+    with pytest.raises(ConfigError, match="under 100 pixels"):
+        cell_side(50.0, 0.6, None)
+
+
+def test_all_cells_share_a_crs_that_is_true_to_scale_all_over_the_aoi() -> None:
+    assert str(grid_of(read_aoi("10,45,10.1,45.1"), None, 0.6).crs) == "EPSG:32632"
+    for aoi, crs in (("-10,40,30,60", None), ("10,45,10.1,45.1", "EPSG:3857"), ("10,45,10.1,45.1", "EPSG:4326")):
+        with pytest.raises(ConfigError, match="not true to scale"):
+            grid_of(read_aoi(aoi), crs, 0.6)
+    with pytest.raises(ConfigError, match="is not known"):
+        grid_of(read_aoi("10,45,10.1,45.1"), "EPSG:1", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Asked("canopy", RunOptions(), "sample"), "takes no model auto"),
+        (Asked("canopy", RunOptions(model="nano")), "give --catalog"),
+        (Asked("canopy", RunOptions(model="nano"), grid="1km"), "needs --aoi"),
+        (Asked("canopy", RunOptions(model="nano"), aoi="sample:autzen", grid="1km"), "takes no source auto"),
+        (Asked("canopy", RunOptions(model="nano", harmonise="histogram"), aoi="sample:autzen", grid="1km"), "seam"),
+        (Asked("canopy", RunOptions(model="nano"), "sample", lease_s=0.1), "must be 1 or more"),
+    ],
+)
+def test_what_a_batch_cannot_do_is_refused_before_anything_is_written(tmp_path: Path, asked: Asked, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        open_batch(asked, Store(str(tmp_path / "out")), Silent())
+    assert not (tmp_path / "out" / ".batch").exists()
+
+
+def test_the_list_is_made_once_whatever_becomes_of_the_catalog(tmp_path: Path) -> None:
+    scenes, store = tmp_path / "scenes", Store(str(tmp_path / "out"))
+    scenes.mkdir()
+    write_scene(scenes / "a.tif")
+    asked = Asked("canopy", RunOptions(model="nano"), str(scenes))
+    first = open_batch(asked, store, Silent())
+    write_scene(scenes / "b.tif")
+    assert open_batch(asked, store, Silent()).jobs == first.jobs
+    with pytest.raises(ConfigError, match="max_cloud was None and is 5"):
+        open_batch(Asked("canopy", RunOptions(model="nano", max_cloud=5), str(scenes)), store, Silent())
+    # What a machine decides for itself may differ.
+    open_batch(Asked("canopy", RunOptions(model="nano", device="cpu", threads=2), str(scenes)), store, Silent())
