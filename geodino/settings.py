@@ -244,7 +244,7 @@ def _plain_errors(error: ValidationError) -> list[ErrorDetails]:
 
 def _fault(kind: type[BaseModel], loc: tuple[int | str, ...], code: str, message: str) -> str:
     # pydantic puts its own names of alternatives between ours, such as `function-after[_fits(), WindowSpec]`.
-    fields = {"": sorted(kind.model_fields)} | {name: sorted(part.model_fields) for name, part in _SECTIONS.items()}
+    fields = {"": _keys(kind)} | {name: _keys(part) for name, part in _sections(kind).items()}
     section = str(loc[0]) if loc and str(loc[0]) in fields else ""
     parts = [str(part) for part in loc[1:] if str(part).isidentifier()] if section else []
     name = ".".join([str(part) for part in loc[:1]] + parts[:1])
@@ -258,6 +258,19 @@ def _fault(kind: type[BaseModel], loc: tuple[int | str, ...], code: str, message
     return (f"{name}: " if name else "") + f"{said[:1].lower()}{said[1:]}"
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"window": WindowSpec, "trees": TreesSpec, "statistics": StatisticsSpec}
+def _keys(kind: type[BaseModel]) -> list[str]:
+    return sorted(field.alias or name for name, field in kind.model_fields.items())
+
+
+def _sections(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The keys whose values are sections with keys of their own, such as `window`."""
+    parts = {name: (field.annotation, *get_args(field.annotation)) for name, field in kind.model_fields.items()}
+    return {
+        name: part
+        for name, alternatives in parts.items()
+        for part in alternatives
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    }
+
 
 RESAMPLINGS: tuple[str, ...] = get_args(Resampling)

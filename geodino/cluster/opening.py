@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,21 @@ def open_client(machines: Machines, watch: Watch) -> Iterator[Client]:
         Nobody answers, a package is missing, the cluster refuses its arguments, or no worker comes.
     """
     with ExitStack() as stack:
+        # Its errors are raised as well, and its tracebacks say nothing to whoever runs a command.
+        stack.enter_context(_silenced(logging.getLogger("distributed.client")))
         if machines.scheduler is not None:
             client = stack.enter_context(_join(machines.scheduler))
         elif machines.config is not None:
             client = stack.enter_context(_start(machines.config, watch))
         else:
             client = stack.enter_context(_local(machines))
-        watch.note(f"dashboard: {client.dashboard_link}")
+        has_pages = find_spec("bokeh") is not None or machines.scheduler is not None
+        watch.note(f"dashboard: {client.dashboard_link}{'' if has_pages else ' (to see it: pip install bokeh)'}")
         client.subscribe_topic(TOPIC, lambda event: watch.warn(str(event[1])))
         if machines.config is not None:
             _await_worker(client, cluster_config(machines.config), watch)
         elif not client.scheduler_info(n_workers=-1)["workers"]:
-            raise ConfigError(
-                f"scheduler {machines.scheduler} has no workers; start some: dask worker {machines.scheduler}"
-            )
+            raise ConfigError(f"scheduler {machines.scheduler} has no workers; start some with `dask worker`")
         yield client
 
 
@@ -170,6 +172,16 @@ def _environment_kept() -> Iterator[None]:
 
 
 @contextmanager
+def _silenced(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
 def _join(scheduler: str) -> Iterator[Client]:
     is_file = Path(scheduler).is_file()
     if not is_file and (scheduler.endswith(".json") or (":" not in scheduler)):
@@ -243,7 +255,7 @@ def _class_of(config: ClusterConfig, name: str) -> Any:
 
 
 def _await_worker(client: Client, config: ClusterConfig, watch: Watch) -> None:
-    began = time.monotonic()
+    began = told = time.monotonic()
     # Adaptive clusters that may shrink to nothing start a worker only for a task.
     first = client.submit(os.getpid, resources=config.resources or None, pure=False)
     while not client.scheduler_info(n_workers=-1)["workers"]:
@@ -253,7 +265,8 @@ def _await_worker(client: Client, config: ClusterConfig, watch: Watch) -> None:
                 f"{config.title} gave no worker within {duration(config.wait_s)}; see its queue and its workers' logs, "
                 "or give a longer wait_s in its config"
             )
-        if waited and waited % _WAIT_STEP_S < 1:
+        if time.monotonic() - told >= _WAIT_STEP_S:
+            told = time.monotonic()
             watch.note(f"waiting for the first worker of {config.title} for {duration(waited)}")
         time.sleep(1)
     first.cancel()
