@@ -25,7 +25,7 @@ ITEMS = "items.parquet"
 FOLDER = "catalog"
 
 LINKS_A_FILE = 1000
-_ROWS_AT_A_TIME = 2048
+_ROWS_AT_A_TIME = 256
 _VRT = "application/x-gdal-vrt+xml"  # not registered; what GDAL's own tools write into Items
 _GEOJSON = "application/geo+json"
 

@@ -72,13 +72,17 @@ class Source:
     numbers: tuple[int, ...] = ()
 
 
-def write_mosaics(shelf: Shelf, store: Store, scratch: Path, *, most_sources: int = MOST_SOURCES) -> list[str]:
+def write_mosaics(
+    shelf: Shelf, store: Store, scratch: Path, *, most_sources: int = MOST_SOURCES, side: int = SQUARE
+) -> list[str]:
     """Write all mosaics, those of squares before those that name them, and remove what is left of earlier ones.
 
     Parameters
     ----------
     scratch
         A folder for lists of sources, so that memory holds those of one virtual raster at a time.
+    most_sources, side
+        How many a mosaic has before it is cut into squares, and pixels along their sides.
 
     Returns
     -------
@@ -104,7 +108,7 @@ def write_mosaics(shelf: Shelf, store: Store, scratch: Path, *, most_sources: in
                 for mapped in shelf.jobs(crs, gsd_m, last_first=True)
                 if product.name in mapped.hashes
             )
-            keys = _write_mosaic(store, scratch, product, CRS(crs), name, sources, most_sources)
+            keys = _write_mosaic(store, scratch, product, CRS(crs), name, sources, most_sources, side)
             if not keys:
                 continue
             made.append(keys[-1])
@@ -126,6 +130,7 @@ def _write_mosaic(
     name: str,
     sources: Iterable[tuple[float, Source]],
     most_sources: int,
+    side: int,
 ) -> list[str]:
     """Write one mosaic of (metres a pixel, source), last first; its key after those of its squares."""
     whole, number, gsd_m = _VirtualRaster(scratch / "whole.txt", product), 0, 0.0
@@ -133,8 +138,8 @@ def _write_mosaic(
     for pixel_m, source in sources:
         number, gsd_m = number + 1, pixel_m
         whole.add(source)
-        for window in source.window.blocks(SQUARE):
-            place = (window.row // SQUARE, window.col // SQUARE)
+        for window in source.window.blocks(side):
+            place = (window.row // side, window.col // side)
             if place not in squares:
                 squares[place] = _VirtualRaster(scratch / f"{place[0]}_{place[1]}.txt", product)
             squares[place].add(source, window)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import geopandas as gpd
@@ -23,7 +22,7 @@ from geodino.stores import Store
 
 JOBS = "jobs.parquet"
 
-_ROWS = 1000
+_ROWS = 500
 _OWN = pa.schema([pa.field("job", pa.string()), pa.field("scene", pa.string())])
 _GEOMETRY = tuple(field.name for field in GEOMETRY_FIELDS)
 
@@ -99,38 +98,62 @@ def write_statistics(shelf: Shelf, store: Store, scratch: Path) -> int:
     OutputError
         The store or the disk refuses.
     """
-    spools: dict[str, tuple[Path, pq.ParquetWriter]] = {}
+    spools: dict[str, _Spool] = {}
     crs: ProjCRS | None = None
     rows = 0
-    with ExitStack() as opened:
-        for mapped, file in _files(shelf, store):
-            crs = crs or _crs(file)
-            table = _with_job(file.read(), mapped)
-            if _crs(file) != crs:
-                table = _moved(table, _crs(file), crs)
-            key = table.schema.to_string()
-            if key not in spools:
-                path = scratch / f"statistics_{len(spools)}.parquet"
-                spools[key] = (path, opened.enter_context(pq.ParquetWriter(path, table.schema)))
-            spools[key][1].write_table(table)
-            rows += table.num_rows
+    for mapped, file in _files(shelf, store):
+        given = _crs(file)
+        crs = crs or given
+        table = _with_job(file.read(), mapped)
+        if given != crs:
+            table = _moved(table, given, crs)
+        key = table.schema.to_string()
+        if key not in spools:
+            spools[key] = _Spool(scratch / f"statistics_{len(spools)}.parquet", table.schema)
+        spools[key].add(table)
+        rows += table.num_rows
+    for spool in spools.values():
+        spool.close()
     if crs is None:
         for name in (STATISTICS, STATISTICS_CSV):
             store.delete(name)
         return 0
-    schema = _common([pq.read_schema(path) for path, _ in spools.values()])
+    schema = _common([spool.schema for spool in spools.values()])
     profile = GeoProfile(CRS(crs.to_wkt()), "MultiPolygon")
     flat = pa.schema([_flat(field) for field in schema if field.name not in _GEOMETRY])
     made, text = scratch / STATISTICS, scratch / STATISTICS_CSV
     with GeoParquetFile(made, schema, profile) as joined, pa.csv.CSVWriter(text, flat) as lines:
-        for path, _ in spools.values():
-            for batch in pq.ParquetFile(path).iter_batches():
+        for spool in spools.values():
+            for batch in pq.ParquetFile(spool.path).iter_batches(_ROWS):
                 table = _cast(pa.Table.from_batches([batch]), schema)
                 joined.append(table)
                 lines.write_table(_cast(table.drop_columns(list(_GEOMETRY)), flat))
     store.upload(STATISTICS, made)
     store.upload(STATISTICS_CSV, text)
     return rows
+
+
+class _Spool:
+    """Tables of one schema in a file, many to a row group: a row group a job would take more than the rows."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema = path, schema
+        self._writer = pq.ParquetWriter(path, schema)
+        self._held: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        self._held.append(table)
+        if len(self._held) == _ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            self._writer.write_table(pa.concat_tables(self._held).combine_chunks())
+        self._held = []
 
 
 def _files(shelf: Shelf, store: Store) -> Iterator[tuple[Mapped, pq.ParquetFile]]:
