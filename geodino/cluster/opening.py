@@ -61,8 +61,11 @@ def open_client(machines: Machines, watch: Watch) -> Iterator[Client]:
         Nobody answers, a package is missing, the cluster refuses its arguments, or no worker comes.
     """
     with ExitStack() as stack:
+        if logging.getLogger().getEffectiveLevel() > logging.INFO:
+            # Else it tells of every connection.
+            stack.enter_context(_silenced(logging.getLogger("distributed"), logging.WARNING))
         # Its errors are raised as well, and its tracebacks say nothing to whoever runs a command.
-        stack.enter_context(_silenced(logging.getLogger("distributed.client")))
+        stack.enter_context(_silenced(logging.getLogger("distributed.client"), logging.CRITICAL))
         if machines.scheduler is not None:
             client = stack.enter_context(_join(machines.scheduler))
         elif machines.config is not None:
@@ -172,13 +175,13 @@ def _environment_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _silenced(logger: logging.Logger) -> Iterator[None]:
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _silenced(logger: logging.Logger, level: int) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)
 
 
 @contextmanager
