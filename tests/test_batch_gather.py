@@ -108,6 +108,19 @@ def test_areas_that_overlap_give_each_tree_and_pixel_once(one: Path, batch: Path
     assert found.mapped_ha > found.own_ha + 0.3
 
 
+def test_neighbours_in_a_part_are_neighbours_on_the_ground(batch: Path) -> None:
+    gather_all(batch, disjoint=False)
+
+    def way(layer: gpd.GeoDataFrame) -> float:
+        return float(np.hypot(np.diff(layer.geometry.x), np.diff(layer.geometry.y)).sum())
+
+    merged = gpd.read_parquet(batch / "trees")
+    first = merged[merged["job"] == "a"]
+    in_reading_order = gpd.read_parquet(batch / "jobs/0/a/trees.parquet")
+    assert len(first) == len(in_reading_order) > 20
+    assert way(first) < 0.7 * way(in_reading_order)
+
+
 def test_the_first_job_has_the_ground_that_two_pictures_show(areas: Path, tmp_path: Path) -> None:
     shutil.copytree(areas / "jobs/0/a", tmp_path / "jobs/0/a")
     map_area(box(30, 0, SIDE, SIDE), tmp_path / "jobs/1/b", year=2016)

@@ -98,7 +98,7 @@ def test_the_first_job_with_a_value_gives_a_pixel_however_the_mosaic_is_cut(tmp_
             seen = whole[row : row + 40, col : col + 60]
             seen[seen == NODATA] = values[seen == NODATA]
             shelf.add(job)
-        made = write_mosaics(shelf, Store(str(tmp_path / "out")), tmp_path, most_sources=most_sources, side=64)
+        made = write_mosaics(shelf, Store(str(tmp_path / "out")), tmp_path, most_sources=most_sources)
     assert made == ["mosaic/canopy_height.vrt"]
     assert (tmp_path / "out/mosaic/canopy_height").is_dir() == (most_sources == 2)
     with rasterio.open(tmp_path / "out" / made[0]) as raster:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
@@ -33,8 +35,6 @@ from geodino.stores import Store
 
 FOLDER = "mosaic"
 MOST_SOURCES = 2000
-# Of the squares beyond that: 39 km at 0.6 m, 6.5 million at 100.
-SQUARE = 65_536
 # Numbers of the scenes of the whole batch.
 SCENES_CSV = f"{FOLDER}/scenes.csv"
 
@@ -72,17 +72,15 @@ class Source:
     numbers: tuple[int, ...] = ()
 
 
-def write_mosaics(
-    shelf: Shelf, store: Store, scratch: Path, *, most_sources: int = MOST_SOURCES, side: int = SQUARE
-) -> list[str]:
+def write_mosaics(shelf: Shelf, store: Store, scratch: Path, *, most_sources: int = MOST_SOURCES) -> list[str]:
     """Write all mosaics, those of squares before those that name them, and remove what is left of earlier ones.
 
     Parameters
     ----------
     scratch
-        A folder for lists of sources, so that memory holds those of one virtual raster at a time.
-    most_sources, side
-        How many a mosaic has before it is cut into squares, and pixels along their sides.
+        A folder for lists of sources, so that memory does not hold them.
+    most_sources
+        How many a mosaic has before it is cut into squares.
 
     Returns
     -------
@@ -103,12 +101,9 @@ def write_mosaics(
                 name += f"_{_short(crs)}" + (
                     f"_{gsd_m:g}m" if len({crs for crs, _ in lattices}) < len(lattices) else ""
                 )
-            sources = (
-                _source(shelf, mapped, product)
-                for mapped in shelf.jobs(crs, gsd_m, last_first=True)
-                if product.name in mapped.hashes
+            keys = _write_mosaic(
+                store, scratch, CRS(crs), name, partial(_sources, shelf, product, crs, gsd_m), product, most_sources
             )
-            keys = _write_mosaic(store, scratch, product, CRS(crs), name, sources, most_sources, side)
             if not keys:
                 continue
             made.append(keys[-1])
@@ -125,35 +120,39 @@ def write_mosaics(
 def _write_mosaic(
     store: Store,
     scratch: Path,
-    product: Product,
     crs: CRS,
     name: str,
-    sources: Iterable[tuple[float, Source]],
+    sources: Callable[[], Iterable[tuple[float, Source]]],
+    product: Product,
     most_sources: int,
-    side: int,
 ) -> list[str]:
     """Write one mosaic of (metres a pixel, source), last first; its key after those of its squares."""
-    whole, number, gsd_m = _VirtualRaster(scratch / "whole.txt", product), 0, 0.0
-    squares: dict[tuple[int, int], _VirtualRaster] = {}
-    for pixel_m, source in sources:
-        number, gsd_m = number + 1, pixel_m
-        whole.add(source)
-        for window in source.window.blocks(side):
-            place = (window.row // side, window.col // side)
-            if place not in squares:
-                squares[place] = _VirtualRaster(scratch / f"{place[0]}_{place[1]}.txt", product)
-            squares[place].add(source, window)
-    keys = []
-    if number > most_sources:
-        whole = _VirtualRaster(scratch / "whole.txt", product)
+    number, sides, gsd_m = 0, 0.0, 0.0
+    for pixel_m, source in sources():
+        number, sides, gsd_m = number + 1, sides + math.sqrt(source.window.height * source.window.width), pixel_m
+    if not number:
+        return []
+    grid, keys, key = Grid(crs, gsd_m), [], f"{FOLDER}/{name}.vrt"
+    whole = _VirtualRaster(scratch / "whole.txt", product)
+    if number <= most_sources:
+        for _, source in sources():
+            whole.add(source)
+    else:
+        # As many jobs to a square as squares to the mosaic of a million jobs; those at its borders come on top.
+        side = max(math.isqrt(most_sources // 2), 1) * math.ceil(sides / number)
+        squares: dict[tuple[int, int], _VirtualRaster] = {}
+        for _, source in sources():
+            for window in source.window.blocks(side):
+                place = (window.row // side, window.col // side)
+                if place not in squares:
+                    squares[place] = _VirtualRaster(scratch / f"{place[0]}_{place[1]}.txt", product)
+                squares[place].add(source, window)
         for (row, col), square in sorted(squares.items()):
             keys.append(f"{FOLDER}/{name}/{row}_{col}.vrt")
-            store.put(keys[-1], square.finished(Grid(crs, gsd_m), "../../"))
+            square.write(store, keys[-1], grid, "../../")
             whole.add(Source(f"{name}/{row}_{col}.vrt", square.extent, product.type))
-    if number:
-        keys.append(f"{FOLDER}/{name}.vrt")
-        store.put(keys[-1], whole.finished(Grid(crs, gsd_m), "" if number > most_sources else "../"))
-    return keys
+    whole.write(store, key, grid, "" if keys else "../")
+    return [*keys, key]
 
 
 class _VirtualRaster:
@@ -171,8 +170,8 @@ class _VirtualRaster:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([source.path, source.type, source.numbers, *windows]) + "\n")
 
-    def finished(self, grid: Grid, up: str) -> bytes:
-        """The bytes of the file; `up` leads from where it will lie to where its sources' paths begin."""
+    def write(self, store: Store, key: str, grid: Grid, up: str) -> None:
+        """Write the file; `up` leads from where it lies to where its sources' paths begin."""
         product, extent = self._product, self.extent
         root = ET.Element("VRTDataset", rasterXSize=str(extent.width), rasterYSize=str(extent.height))
         epsg = grid.crs.epsg
@@ -184,17 +183,21 @@ class _VirtualRaster:
         ET.SubElement(band, "NoDataValue").text = f"{product.nodata:g}"
         if product.unit:
             ET.SubElement(band, "UnitType").text = product.unit
-        with self._path.open(encoding="utf-8") as file:
-            for line in file:
+        end = "</VRTRasterBand></VRTDataset>"
+        made = self._path.with_suffix(".vrt")
+        with self._path.open(encoding="utf-8") as lines, made.open("w", encoding="utf-8") as file:
+            file.write(ET.tostring(root, encoding="unicode").removesuffix(end))
+            for line in lines:
                 path, type_, numbers, whole, part = json.loads(line)
                 source = Source(up + path, Window(*whole), type_, tuple(numbers))
-                _draw(band, source, Window(*part), extent, product)
-        return bytes(ET.tostring(root, encoding="utf-8"))
+                file.write("\n" + ET.tostring(_drawn(source, Window(*part), extent, product), encoding="unicode"))
+            file.write("\n" + end)
+        store.upload(key, made)
 
 
-def _draw(band: ET.Element, source: Source, part: Window, extent: Window, product: Product) -> None:
-    """Put a source's element into the band: https://gdal.org/en/stable/drivers/raster/vrt.html."""
-    element = ET.SubElement(band, "ComplexSource")
+def _drawn(source: Source, part: Window, extent: Window, product: Product) -> ET.Element:
+    """A source's element: https://gdal.org/en/stable/drivers/raster/vrt.html, "VRTRasterBand"."""
+    element = ET.Element("ComplexSource")
     ET.SubElement(element, "SourceFilename", relativeToVRT="1").text = source.path
     ET.SubElement(element, "SourceBand").text = "1"
     width, height = str(source.window.width), str(source.window.height)
@@ -211,6 +214,14 @@ def _draw(band: ET.Element, source: Source, part: Window, extent: Window, produc
     if source.numbers:
         pairs = [(0, 0), *enumerate(source.numbers, start=1)]
         ET.SubElement(element, "LUT").text = ",".join(f"{value}:{number}" for value, number in pairs)
+    return element
+
+
+def _sources(shelf: Shelf, product: Product, crs: str, gsd_m: float) -> Iterator[tuple[float, Source]]:
+    """The maps of the jobs on a lattice, the last job first."""
+    for mapped in shelf.jobs(crs, gsd_m, last_first=True):
+        if product.name in mapped.hashes:
+            yield _source(shelf, mapped, product)
 
 
 def _source(shelf: Shelf, mapped: Mapped, product: Product) -> tuple[float, Source]:
