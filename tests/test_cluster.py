@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -79,6 +80,7 @@ def test_local_workers_have_their_share_of_threads_and_leave_this_process_as_it_
         assert set(client.run(cluster_faults.torch_threads).values()) == {1}
         assert task_resources(Machines(2), client) == {}
         link = client.dashboard_link
+        assert not logging.getLogger("distributed.scheduler").isEnabledFor(logging.INFO)
     assert said.getvalue().splitlines()[0].startswith(f"dashboard: {link}")
     assert dict(os.environ) == before
 

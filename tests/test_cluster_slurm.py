@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import cluster_faults
 import pytest
+import rasterio
 import yaml
 from cluster_processes import until
 from distributed import Client, as_completed
+from shapely import box
 from slurm import missing, output, slurm
 
 from geodino.cluster.held import register
@@ -20,6 +23,8 @@ from geodino.cluster.machines import Machines
 from geodino.cluster.opening import open_client, task_resources
 from geodino.cluster.survey import Needs, checked
 from geodino.errors import ConfigError
+from geodino.options import RunOptions
+from geodino.pipeline import run
 from geodino.shipped import config_path
 from geodino.stores import Store
 from geodino.watch import Silent
@@ -91,6 +96,28 @@ def finish_all(client: Client, resources: dict[str, float], cancel: Callable[[],
 def slow_use(number: int) -> tuple[tuple[str, int], int]:
     time.sleep(0.3)
     return cluster_faults.use("model-1", number)
+
+
+def test_a_run_on_slurm_has_the_same_bytes_as_in_this_process(
+    environment: dict[str, str], tmp_path: Path, photo: Path, tiny_model: Path
+) -> None:
+    # Threads of torch are 1 in both, see conftest: their number decides last digits.
+    options = RunOptions(sources=(str(photo),), model=str(tiny_model), precision="fp32", device="cpu")
+    run("canopy", aoi=footprint(photo), out=tmp_path / "here", options=options)
+    options = replace(options, config=str(own_copy(tmp_path)))
+    run("canopy", aoi=footprint(photo), out=tmp_path / "there", options=options)
+    for name in ("canopy_height.tif", "canopy_height_spread.tif"):
+        here, there = rasterio.open(tmp_path / "here" / name), rasterio.open(tmp_path / "there" / name)
+        with here, there:
+            assert here.read().tobytes() == there.read().tobytes()
+    assert not (tmp_path / "there" / ".work").exists()
+    until(lambda: not jobs(environment))
+
+
+def footprint(photo: Path) -> str:
+    """Most of it, as an AOI."""
+    with rasterio.open(photo) as raster:
+        return f"SRID=26910;{box(*raster.bounds).buffer(-20).wkt}"
 
 
 def test_jobs_that_slurm_refuses_are_an_error_and_no_hang(environment: dict[str, str], tmp_path: Path) -> None:
