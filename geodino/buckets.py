@@ -37,7 +37,7 @@ _YES = ("1", "on", "true", "yes")
 _METADATA_SERVERS = ("169.254.169.254", "metadata.google.internal", "169.254.170.2")
 _REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 _TOOK = re.compile(r" in [\d.]+(µs|ms|s)\b")
-_XML_MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
+_XML_MESSAGE = re.compile(r"<Message>([^\n<]*)")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,13 +68,16 @@ def bucket_server() -> Iterator[BucketServer]:
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
             pass
 
+    creating = threading.Lock()
     served, moto = BucketServer(), DomainDispatcherApplication(create_backend_app)
 
     def gate(environ: dict[str, Any], start_response: Any) -> Any:
         query = f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else ""
         status = served._status(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}{query}")
         if status is None:
-            return moto(environ, start_response)
+            # moto looks and writes in two steps, between which another thread may write; S3 does both at once.
+            with creating if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+                return moto(environ, start_response)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         start_response(f"{status} refused", [("Content-Length", "0")])
         return [b""]

@@ -14,6 +14,7 @@ import pytest
 from geodino.errors import OutputError
 from geodino.outputs.folder import OUTPUT_NAMES, RECORD_NAME, OutputFolder, require_free, whole_file
 from geodino.outputs.locks import HOLDER_NAME
+from geodino.stores import Store
 
 # A run that stages two files, says so, and then waits to be told or killed.
 RUN = """
@@ -62,6 +63,26 @@ def test_outputs_appear_under_their_names_when_all_are_ready(tmp_path: Path) -> 
     assert published == [str(folder.path / name) for name in OUTPUT_NAMES] and published[-1].endswith(RECORD_NAME)
     assert names(folder.path) == set(OUTPUT_NAMES)
     assert all((folder.path / name).read_text() == name for name in OUTPUT_NAMES)
+
+
+def test_a_folder_may_be_named_by_its_url(tmp_path: Path) -> None:
+    with OutputFolder(f"file://{tmp_path}/a%20b") as folder:
+        folder.work.put("a.json", b"{}")
+        folder.staging("run.json").write_text("{}")
+        folder.publish()
+    assert folder.local == tmp_path / "a b" and names(tmp_path / "a b") == {"run.json"}
+
+
+def test_what_a_killed_publication_left_beside_its_work_does_not_refuse_the_next_run(tmp_path: Path) -> None:
+    (tmp_path / "canopy_height.tif").write_text("published before the kill")
+    with pytest.raises(OutputError, match="already holds"):
+        OutputFolder(tmp_path).check()
+    Store(str(tmp_path)).put(".work/receipts/a.json", b"{}")
+    write_run(tmp_path, "again")
+    assert {(tmp_path / name).read_text() for name in OUTPUT_NAMES} == {"again"}
+    Store(str(tmp_path)).put(".work/receipts/a.json", b"{}")
+    with pytest.raises(OutputError, match="already holds"):
+        OutputFolder(tmp_path).check()
 
 
 def test_a_second_run_is_refused_without_overwrite_and_changes_nothing(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ class BucketLock:
         self._word = Word.first()
         first, since = self._highest(), time.monotonic()
         number, word = first
+        if word is not None and not word.released:
+            logger.warning("%s: looking for up to %g s whether %s still writes there", self._place, LEASE_S, word)
         while not self._take_next(number, word, since):
             number, word = self._highest()
             if (number, word) != first and not (word is None or word.released):
@@ -147,12 +149,11 @@ class BucketLock:
         self._thread.start()
 
     def confirm(self) -> None:
-        """Raise OutputError where another process has taken the place since; say a new word where not."""
-        self._speak()
-        number, word = self._highest()
+        """Raise OutputError where another process has taken the place since."""
+        number = self._highest_number()
         if number != self._number:
             raise OutputError(
-                f"{self._place} was taken over by {word}, because nothing was heard of this run for "
+                f"{self._place} was taken over by {self._read(number)}, because nothing was heard of this run for "
                 f"{LEASE_S:g} s: nothing more is written; run it again"
             )
 
@@ -178,8 +179,7 @@ class BucketLock:
         if not self._store.create(key, self._word.as_bytes()) and self._read(number + 1) != self._word:
             return False
         self._number = number + 1
-        highest, _ = self._highest()
-        if highest != self._number:
+        if self._highest_number() != self._number:
             self._store.delete(key)
             return False
         for entry in self._store.entries_in():
@@ -200,8 +200,11 @@ class BucketLock:
             self._store.put(_key(self._number), self._word.as_bytes())
 
     def _highest(self) -> tuple[int, Word | None]:
-        number = max((int(entry.key) for entry in self._store.entries_in() if entry.key.isdecimal()), default=0)
+        number = self._highest_number()
         return number, self._read(number) if number else None
+
+    def _highest_number(self) -> int:
+        return max((int(entry.key) for entry in self._store.entries_in() if entry.key.isdecimal()), default=0)
 
     def _read(self, number: int) -> Word | None:
         found = self._store.get(_key(number))
