@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,8 +16,9 @@ from geodino.errors import DONE_IN_PART
 if TYPE_CHECKING:
     from geodino.batch.runner import Ended
     from geodino.cluster.machines import Machines
-    from geodino.plan import RunOptions
-    from geodino.watch import PlainWatch, RichWatch
+    from geodino.options import RunOptions
+    from geodino.stores import Store
+    from geodino.watch import Watch
 
 # Options of `run` that mean the same of every job.
 OF_RUN = (
@@ -34,14 +38,12 @@ OF_RUN = (
     "repair_aoi",
     "force_gsd",
     "precision",
-    "device",
-    "batch_size",
-    "threads",
     "on_read_error",
+    "on_band_error",
     "verify",
 )
-# And those that `retry` takes besides: what a machine decides for itself.
-OF_MACHINE = ("device", "batch_size", "threads")
+# And those that a machine decides for itself, which `retry` takes too; the last three say who does the jobs.
+OF_MACHINE = ("device", "batch_size", "threads", "workers", "scheduler", "config")
 _BEGIN = "begin"
 
 
@@ -60,20 +62,23 @@ def batch_command(run: click.Command) -> click.Group:
     """The group `batch`, with those options of `run` that mean the same of every job."""
     group = _PipelineFirst("batch", help="Many runs over a catalog, resumable.")
     shared = {parameter.name: parameter for parameter in run.params}
-    begin.params += [shared[name] for name in OF_RUN if name in shared]
+    begin.params += [shared[name] for name in (*OF_RUN, *OF_MACHINE) if name in shared]
     retry.params += [shared[name] for name in OF_MACHINE if name in shared]
     for command in (begin, status, retry):
         group.add_command(command)
     return group
 
 
-def _machines(function: Any) -> Any:
-    """The options that say who does the jobs, and how it is told."""
+def _telling(function: Any) -> Any:
+    """The options that say when to stop, and how it is told."""
     for option in (
-        click.option("--workers", metavar="N|auto", help="Processes of this machine, by Dask [default: this one]."),
-        click.option("--scheduler", metavar="ADDRESS|FILE", help="A Dask scheduler that runs already."),
-        click.option("--config", help="A cluster: a config's name or YAML file."),
         click.option("--max-failures", type=click.IntRange(0), help="Stop when more jobs than so many have failed."),
+        click.option(
+            "--log-json",
+            metavar="FILE",
+            help="Add a JSON object a line to this file (- for standard output): what is said, each job, and the "
+            "speed every minute.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output."),
         click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only."),
     ):
@@ -98,7 +103,7 @@ def _machines(function: Any) -> Any:
     show_default=True,
     help="A process that gives no sign for so many seconds is dead, and its jobs are taken over.",
 )
-@_machines
+@_telling
 def begin(
     pipeline: str,
     catalog: str | None,
@@ -106,10 +111,8 @@ def begin(
     aoi: str | None,
     out: str,
     lease_s: float,
-    workers: str | None,
-    scheduler: str | None,
-    config: str | None,
     max_failures: int | None,
+    log_json: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -126,15 +129,15 @@ def begin(
     geodino batch retry OUT      try again what failed, and go on
     """
     from geodino.batch.asked import Asked, open_batch
-    from geodino.stores import Store
 
+    machines = _machines(options)
     asked = Asked(pipeline, _run_options(options), catalog, aoi, grid, lease_s)
-    with _watch(quiet=quiet) as watch:
+    store = _store(out)
+    with _watch(quiet=quiet, log_json=log_json) as watch:
         from geodino.batch.runner import run_batch
 
-        opened = open_batch(asked, Store(out), watch)
-        ended = run_batch(opened, watch, machines=_chosen(workers, scheduler, config), max_failures=max_failures)
-    _say(ended, out, as_json=as_json, quiet=quiet)
+        ended = run_batch(open_batch(asked, store, watch), watch, machines=machines, max_failures=max_failures)
+    _say(ended, out, as_json=as_json, quiet=quiet or log_json == "-")
 
 
 @click.command("status")
@@ -143,21 +146,18 @@ def begin(
 def status(out: str, as_json: bool) -> None:
     """How far the batch in OUT has come, at what rate, and what failed for which cause."""
     from geodino.batch.status import read_status
-    from geodino.stores import Store
 
-    found = read_status(Store(out))
+    found = read_status(_store(out))
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
 
 
 @click.command("retry")
 @click.argument("out")
-@_machines
+@_telling
 def retry(
     out: str,
-    workers: str | None,
-    scheduler: str | None,
-    config: str | None,
     max_failures: int | None,
+    log_json: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -166,17 +166,16 @@ def retry(
     from geodino.batch.asked import reopen_batch
     from geodino.batch.runner import run_batch
     from geodino.batch.status import try_again
-    from geodino.plan import RunOptions
-    from geodino.stores import Store
+    from geodino.options import RunOptions
     from geodino.watch import count
 
-    store = Store(out)
-    with _watch(quiet=quiet) as watch:
+    machines, store = _machines(options), _store(out)
+    with _watch(quiet=quiet, log_json=log_json) as watch:
         manifest, number = try_again(store)
         watch.note(f"{count(number, 'failed job')} to try again")
         opened = reopen_batch(store, manifest, RunOptions(**options))
-        ended = run_batch(opened, watch, machines=_chosen(workers, scheduler, config), max_failures=max_failures)
-    _say(ended, out, as_json=as_json, quiet=quiet)
+        ended = run_batch(opened, watch, machines=machines, max_failures=max_failures)
+    _say(ended, out, as_json=as_json, quiet=quiet or log_json == "-")
 
 
 def _say(ended: Ended, out: str, *, as_json: bool, quiet: bool) -> None:
@@ -191,14 +190,23 @@ def _say(ended: Ended, out: str, *, as_json: bool, quiet: bool) -> None:
         sys.exit(DONE_IN_PART)
 
 
-def _chosen(workers: str | None, scheduler: str | None, config: str | None) -> Machines:
+def _machines(options: dict[str, Any]) -> Machines:
+    """Who does the jobs, taken out of the options: a job itself is computed wherever it is given to."""
     from geodino.cluster.machines import Machines
 
-    return Machines.of(workers, scheduler, config)
+    return Machines.of(options.pop("workers"), options.pop("scheduler"), options.pop("config"))
+
+
+def _store(out: str) -> Store:
+    """The batch's place; a path means the same to workers, which may have other working folders."""
+    from geodino.sources.raster import is_remote
+    from geodino.stores import Store
+
+    return Store(out if is_remote(out) else str(Path(out).absolute()))
 
 
 def _run_options(options: dict[str, Any]) -> RunOptions:
-    from geodino.plan import RunOptions
+    from geodino.options import RunOptions
 
     bands = options.pop("bands")
     return RunOptions(
@@ -208,7 +216,12 @@ def _run_options(options: dict[str, Any]) -> RunOptions:
     )
 
 
-def _watch(*, quiet: bool) -> PlainWatch | RichWatch:
+@contextmanager
+def _watch(*, quiet: bool, log_json: str | None) -> Iterator[Watch]:
+    from geodino.logs import logged
     from geodino.watch import PlainWatch, RichWatch
 
-    return RichWatch() if sys.stderr.isatty() and not quiet else PlainWatch(quiet=quiet)
+    with ExitStack() as stack:
+        shown: PlainWatch | RichWatch = RichWatch() if sys.stderr.isatty() and not quiet else PlainWatch(quiet=quiet)
+        stack.enter_context(shown)
+        yield stack.enter_context(logged(shown, log_json, "batch"))

@@ -15,10 +15,10 @@ from geodino.batch.manifest import Manifest, begin, now, settings_of
 from geodino.batch.runner import Ended, do_jobs
 from geodino.batch.work import Outcome, Task
 from geodino.cluster.machines import Machines
-from geodino.plan import RunOptions
+from geodino.options import RunOptions
 from geodino.settings import read_pipeline
 from geodino.stores import Store
-from geodino.watch import Silent
+from geodino.watch import Silent, Watch
 
 
 def small_batch(folder: Path, names: list[str], *, lease_s: float = 1.0) -> Batch:
@@ -41,7 +41,7 @@ def do(batch: Batch, *, machines: Machines | None = None, max_failures: int | No
         )
 
 
-def leave_a_line(task: Task) -> Outcome:
+def leave_a_line(task: Task, watch: Watch | None = None) -> Outcome:
     """Note that the job was begun and, after a moment, that it was done; what its name says besides.
 
     `poison` kills its process, `bad` fails for ever, `flaky` fails at its first attempt.

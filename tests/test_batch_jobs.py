@@ -21,7 +21,7 @@ from geodino.batch.cells import cell_side, cells, grid_of, read_side
 from geodino.batch.listing import scene_jobs
 from geodino.errors import AOIError, ConfigError, SourceError
 from geodino.grid import Grid
-from geodino.plan import RunOptions
+from geodino.options import RunOptions
 from geodino.sources import Search
 from geodino.sources.config import resolve
 from geodino.stores import Store

@@ -271,7 +271,7 @@ def test_two_processes_at_once_do_each_job_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_anywhere_a_batch_goes_on_and_ends_with_every_job_done_once(tmp_path: Path) -> None:
-    chance, kills = random.Random(6), 10
+    chance, kills = random.Random(6), 6
     names = [f"job{number:03}" for number in range(300)]
     processes = [begin_process(tmp_path, names) for _ in range(2)]
     for _ in range(kills):

@@ -17,7 +17,7 @@ from geodino.errors import ConfigError
 from geodino.grid import Grid
 from geodino.models.catalog import rows
 from geodino.models.loading import facts_of
-from geodino.plan import RunOptions
+from geodino.options import RunOptions
 from geodino.products import products_of
 from geodino.redaction import without_secrets
 from geodino.settings import PipelineSpec, read_pipeline
@@ -130,7 +130,7 @@ def reopen_batch(store: Store, manifest: Manifest, machine: RunOptions) -> Batch
 
 def _settle(asked: Asked) -> _Settled:
     spec = read_pipeline(asked.pipeline)
-    options = replace(asked.options, model=_model(asked.options.model or spec.model), overwrite=False)
+    options = replace(asked.options, model=_model(asked.options.model or spec.model))
     if asked.lease_s < LEAST_LEASE_S:
         raise ConfigError(f"--lease-s {asked.lease_s:g} must be {LEAST_LEASE_S:g} or more")
     products_of(spec, str(options.model))  # refuses a model that cannot do it, before any catalog is read

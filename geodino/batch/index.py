@@ -29,11 +29,12 @@ _TABLE = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, place INTEGER, name TEXT, state TEXT, attempts INTEGER, area_ha REAL, what TEXT,
     seconds REAL, hectares REAL, lost_ha REAL, trees INTEGER, windows INTEGER, bytes INTEGER, host TEXT,
-    started TEXT, ended TEXT, cause TEXT, error TEXT, key TEXT
+    started TEXT, ended TEXT, cause TEXT, error TEXT, empty INTEGER, key TEXT
 ) WITHOUT ROWID
 """
 _FROM_RECEIPT = (
-    "seconds", "hectares", "lost_ha", "trees", "windows", "bytes", "host", "started", "ended", "cause", "error"
+    "seconds", "hectares", "lost_ha", "trees", "windows", "bytes", "host", "started", "ended", "cause", "error",
+    "empty",
 )  # fmt: skip
 
 
@@ -67,8 +68,8 @@ def update_index(store: Store, jobs: Iterable[Job], tracks: dict[str, Track], fo
 
 
 def finished(path: Path) -> Iterator[Finished]:
-    """The jobs that are done, in the order of the mosaic."""
-    for row in _rows(path, "SELECT id, key, place FROM jobs WHERE state = 'done' ORDER BY place"):
+    """The jobs that are done and mapped something, in the order of the mosaic."""
+    for row in _rows(path, "SELECT id, key, place FROM jobs WHERE state = 'done' AND empty IS NULL ORDER BY place"):
         yield Finished(str(row[0]), str(row[1]), int(str(row[2])))
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from geodino.batch.work import Outcome, Task
+from geodino.watch import Watch
 
-Work = Callable[[Task], Outcome]
+Work = Callable[..., Outcome]
+"""What is done for a task: `work(task)`, or `work(task, watch)` where somebody watches."""
 
 
 class Lanes(Protocol):
@@ -31,8 +33,8 @@ class Lanes(Protocol):
 class Here:
     """This process, a job at a time."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, work: Work, watch: Watch) -> None:
+        self._work, self._watch = work, watch
         self._task: Task | None = None
 
     def has_room(self) -> bool:
@@ -47,6 +49,7 @@ class Here:
     def next(self) -> tuple[str, Outcome]:
         assert self._task is not None
         task, self._task = self._task, None
-        return task.job.id, self._work(task)
+        with self._watch.part(task.job.name) as part:
+            return task.job.id, self._work(task, part)
 
     def close(self) -> None: ...

@@ -11,7 +11,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from geodino import __version__
 from geodino.errors import ConfigError, OutputError
-from geodino.plan import RunOptions
+from geodino.options import RunOptions
 from geodino.redaction import without_secrets
 from geodino.settings import PipelineSpec
 from geodino.stores import Store
@@ -20,7 +20,7 @@ KEY = ".batch/manifest.json"
 # Raised by one when what stands below `.batch` changes its meaning.
 VERSION = 1
 # What a machine decides for itself. All else decides pixels, and is the same in all processes of a batch.
-OF_MACHINE = ("device", "batch_size", "threads", "overwrite")
+OF_MACHINE = ("device", "batch_size", "threads", "overwrite", "resume", "workers", "scheduler", "config")
 
 
 @dataclass(frozen=True)

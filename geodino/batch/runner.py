@@ -19,7 +19,7 @@ from geodino.batch.ledger import Ledger, read_tracks
 from geodino.batch.work import CAUSES, Outcome, Task, run_job
 from geodino.cluster.machines import Machines
 from geodino.errors import ModelError, OutputError
-from geodino.watch import Watch, count
+from geodino.watch import Fact, Watch, count
 
 # A disk that is full, or a store that refuses, does so to every job; one may be an accident.
 _MOST_REFUSALS = 3
@@ -90,10 +90,10 @@ def do_jobs(
     work: Work = run_job,
 ) -> Ended:
     """As `run_batch`, without its results; `work` is what is done for a job, here or on a worker."""
-    with _lanes(machines or Machines(), work, watch) as lanes:
+    with _lanes(batch, machines or Machines(), work, watch) as lanes:
         ledger = Ledger(batch.store, batch.jobs, owner, pulses)
         watch.begin("jobs", len(batch.jobs))
-        watch.advance(ledger.ended)
+        watch.advance(ledger.ended, hectares=0.0)
         try:
             stopped = _drive(batch, ledger, lanes, watch, max_failures)
         finally:
@@ -128,7 +128,7 @@ def _drive(batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, max_failure
     """Hand in and settle jobs until none is left; why that was left off, None where it was not."""
     names = {job.id: job.name for job in batch.jobs}
     may_be_empty = batch.manifest.kind == "grid"
-    refusals = 0
+    refusals, mapped_ha = 0, 0.0
     while True:
         while lanes.has_room() and (taken := ledger.claim()) is not None:
             job, attempt = taken
@@ -138,6 +138,8 @@ def _drive(batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, max_failure
             if outcome.ends_batch is not None:
                 raise ModelError(outcome.ends_batch)
             _settle(ledger, job_id, names[job_id], outcome, watch)
+            mapped_ha += float(str(outcome.receipt.get("hectares", 0.0)))
+            watch.advance(ledger.ended, hectares=mapped_ha)
             refusals = refusals + 1 if outcome.receipt.get("cause") == _REFUSED else 0
             if refusals == _MOST_REFUSALS:
                 raise OutputError(f"{outcome.receipt['error']}; so it was for {refusals} jobs in a row")
@@ -147,7 +149,7 @@ def _drive(batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, max_failure
         known = ledger.ended
         ledger.refresh()
         if ledger.ended != known:
-            watch.advance(ledger.ended)
+            watch.advance(ledger.ended, hectares=mapped_ha)
         if not ledger.waiting:
             if not ledger.others():
                 return None
@@ -165,16 +167,23 @@ def _settle(ledger: Ledger, job_id: str, name: str, outcome: Outcome, watch: Wat
         watch.warn(f"{name} failed: {outcome.receipt['error']}")
     else:
         watch.note(f"{name} is tried again later: {outcome.receipt['error']}")
-    watch.advance(ledger.ended)
+    facts: dict[str, Fact] = {"job": name}
+    facts |= {key: value for key, value in outcome.receipt.items() if isinstance(value, str | int | float)}
+    watch.event("job done" if outcome.done else "job failed", facts)
 
 
 @contextmanager
-def _lanes(machines: Machines, work: Work, watch: Watch) -> Iterator[Lanes]:
+def _lanes(batch: Batch, machines: Machines, work: Work, watch: Watch) -> Iterator[Lanes]:
     if not machines.asked:
-        yield Here(work)
+        yield Here(work, watch)
         return
     from geodino.batch.workers import Workers
     from geodino.cluster.opening import open_client, task_resources
+    from geodino.cluster.survey import Needs, checked
 
+    options = batch.options
     with open_client(machines, watch) as client:
-        yield Workers(client, work, task_resources(machines, client))
+        resources = task_resources(machines, client)
+        needs = Needs(device=options.device, precision=options.precision, resources=resources, store=batch.store)
+        with checked(client, needs, watch):
+            yield Workers(client, work, resources)

@@ -35,6 +35,8 @@ class Status:
     ----------
     claimed
         Jobs that a process has taken; of one that died, until another process notices.
+    empty
+        Of those done, the cells without imagery.
     processes
         That have not ended; one that was killed counts until the batch ends.
     hectares
@@ -54,6 +56,7 @@ class Status:
     failed: int
     claimed: int
     waiting: int
+    empty: int
     processes: int
     hectares: float
     lost_ha: float
@@ -74,6 +77,8 @@ class Status:
             f"{ended}, {self.claimed:,} under way, {self.waiting:,} waiting, {self.failed:,} failed",
         ]
         mapped = f"{self.hectares:,.1f} ha mapped"
+        if self.empty:
+            mapped += f", {count(self.empty, 'cell')} without imagery"
         if self.lost_ha:
             mapped += f", {self.lost_ha:,.1f} ha lost to reading errors"
         if self.job_s is not None:
@@ -105,10 +110,11 @@ def read_status(store: Store) -> Status:
         path = update_index(store, jobs, tracks, Path(scratch))
         sums = select(
             path,
-            "SELECT coalesce(sum(area_ha) FILTER (WHERE state = 'done'), 0), "
+            "SELECT coalesce(sum(area_ha) FILTER (WHERE state = 'done' AND empty IS NULL), 0), "
             "coalesce(sum(area_ha) FILTER (WHERE state IN ('waiting', 'claimed')), 0), "
             "coalesce(sum(hectares) FILTER (WHERE state = 'done'), 0), coalesce(sum(lost_ha), 0), "
-            "sum(seconds) FILTER (WHERE state = 'done') FROM jobs",
+            "sum(seconds) FILTER (WHERE state = 'done' AND empty IS NULL), "
+            "count(*) FILTER (WHERE state = 'done' AND empty) FROM jobs",
         )
         failures = select(
             path,
@@ -117,6 +123,7 @@ def read_status(store: Store) -> Status:
         )
     done_ha, left_ha, hectares, lost_ha = (float(str(value)) for value in sums[0][:4])
     seconds = None if sums[0][4] is None else float(str(sums[0][4]))
+    empty = int(str(sums[0][5]))
     done, claimed = states["done"], states["claimed"]
     rate = done_ha / seconds * claimed if seconds and claimed else None
     return Status(
@@ -126,10 +133,11 @@ def read_status(store: Store) -> Status:
         failed=states["failed"],
         claimed=claimed,
         waiting=manifest.jobs - done - states["failed"] - claimed,
+        empty=empty,
         processes=sum(1 for _ in store.entries(f"{OWNERS}/")),
         hectares=round(hectares, 4),
         lost_ha=round(lost_ha, 4),
-        job_s=round(seconds / done, 3) if seconds is not None and done else None,
+        job_s=round(seconds / (done - empty), 3) if seconds is not None and done > empty else None,
         ha_per_h=None if rate is None else round(rate * 3600, 3),
         left_s=round(left_ha / rate, 1) if rate else None,
         causes={str(cause): Cause(int(str(jobs_)), str(error), str(name)) for cause, jobs_, name, error in failures},

@@ -24,15 +24,16 @@ from geodino.errors import (
     ConfigError,
     GeodinoError,
     ModelError,
+    NoImageryError,
     OutputError,
     ReadError,
     SourceError,
 )
 from geodino.models import Model, load_model
+from geodino.options import RunOptions
 from geodino.outputs.folder import RECORD_NAME
 from geodino.outputs.record import RunRecord, read_record
 from geodino.pipeline import run
-from geodino.plan import RunOptions
 from geodino.settings import PipelineSpec
 from geodino.sources.config import SourceConfig, resolve
 from geodino.stores import Store
@@ -63,6 +64,8 @@ class Task:
         The batch's folder or bucket.
     config
         How the job's scene is to be read, where the catalog's config says more than where it is.
+    may_be_empty
+        Whether to have no imagery is no failure, as of a cell in the sea.
     """
 
     url: str
@@ -71,6 +74,7 @@ class Task:
     spec: PipelineSpec
     options: RunOptions
     config: SourceConfig | None = None
+    may_be_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ def run_job(task: Task, watch: Watch | None = None) -> Outcome:
         record = _earlier(task, Path(scratch)) or _run(task, Path(scratch), watch or Silent())
         return Outcome(True, _receipt(record, time.perf_counter() - began))
     assert attempt.error is not None
+    if task.may_be_empty and isinstance(attempt.error, NoImageryError):
+        return Outcome(True, {"host": socket.gethostname(), "empty": True, "hectares": 0.0, "seconds": 0.0})
     return _failure(attempt.error, time.perf_counter() - began)
 
 
