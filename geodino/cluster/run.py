@@ -7,18 +7,21 @@ that a task which Dask runs again finds it done.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
 import rasterio
 from distributed import Client, Future, KilledWorker
+from distributed.comm import CommClosedError
 
 from geodino.bands import Band, BandId
 from geodino.cluster.held import held, register, release
@@ -44,6 +47,8 @@ _FINISH_FIRST = 10
 # How long a cluster may be without workers; one from a config may wait in a queue as long as that says.
 _WITHOUT_WORKERS_S = 600.0
 _LOOK_EVERY_S = 15.0
+# What a client meets when its scheduler dies, by what it was at.
+_GONE = (CommClosedError, CancelledError, asyncio.CancelledError)
 
 
 @contextmanager
@@ -104,39 +109,44 @@ class OnCluster:
 
     def compute(self, progress: Progress, told: Callable[[], None]) -> None:
         """As `Executor` says."""
+        try:
+            self._compute(progress, told)
+        except _GONE as error:
+            raise ClusterError(
+                f"the scheduler {self._client.scheduler.address} is gone; run the same command again to go on"
+            ) from error
+        finally:
+            with suppress(*_GONE):
+                self._client.cancel(list(self._running))
+            self._running.clear()
+
+    def _compute(self, progress: Progress, told: Callable[[], None]) -> None:
         todo = deque(progress.to_predict())
         # Of a worker's death its neighbours in time may be accused too; each is tried again by itself.
         suspects: deque[_Task] = deque()
-        try:
-            for id_ in list(progress.can_finish()):
-                self._finish(id_, progress)
-            while not progress.done:
-                most = self._most_tasks()
-                while todo and len(self._running) < most:
-                    self._predict(todo.popleft(), progress)
-                if not self._running:
-                    suspect = suspects.popleft()._replace(alone=True)
-                    self._again(suspect, progress)
-                task, future = self._next()
-                if future.status == "cancelled":
-                    raise ClusterError(
-                        f"the scheduler {self._client.scheduler.address} is gone; run the same command again to go on"
-                    )
-                error = future.exception() if future.status == "error" else None
-                if isinstance(error, KilledWorker) and not task.alone:
-                    suspects.append(task)
-                    continue
-                if error is not None:
-                    self._fault(task, error, progress)
-                else:
-                    self._note(task, future.result(), progress)
-                told()
-                for id_ in list(progress.can_finish((task.id, *task.id.after))):
-                    if not self._is_finishing(id_):
-                        self._finish(id_, progress)
-        finally:
-            self._client.cancel(list(self._running))
-            self._running.clear()
+        for id_ in list(progress.can_finish()):
+            self._finish(id_, progress)
+        while not progress.done:
+            most = self._most_tasks()
+            while todo and len(self._running) < most:
+                self._predict(todo.popleft(), progress)
+            if not self._running:
+                self._again(suspects.popleft()._replace(alone=True), progress)
+            task, future = self._next()
+            if future.status == "cancelled":
+                raise CancelledError
+            error = future.exception()
+            if isinstance(error, KilledWorker) and not task.alone:
+                suspects.append(task)
+                continue
+            if error is not None:
+                self._fault(task, error, progress)
+            else:
+                self._note(task, future.result(), progress)
+            told()
+            for id_ in list(progress.can_finish((task.id, *task.id.after))):
+                if not self._is_finishing(id_):
+                    self._finish(id_, progress)
 
     def _predict(self, band: Band, progress: Progress, *, alone: bool = False) -> None:
         # What it waits for is known where its neighbours were quick: then its core need not be kept.
