@@ -18,6 +18,7 @@ from pathlib import Path
 import cluster_faults
 import pytest
 from cluster_processes import running_scheduler, running_worker, until, until_workers
+from dask.system import CPU_COUNT
 from distributed import Client
 
 from geodino.cluster.held import register, release
@@ -33,7 +34,7 @@ TESTS = Path(__file__).parent
 @pytest.fixture(autouse=True, scope="module")
 def workers_can_import_the_tests() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(TESTS))
+        patch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
         yield
 
 
@@ -75,10 +76,10 @@ def test_each_worker_sees_one_gpu_in_turn_and_offers_it() -> None:
 
 def test_local_workers_have_their_share_of_threads_and_leave_this_process_as_it_was() -> None:
     before, said = dict(os.environ), io.StringIO()
-    with open_client(Machines(2), PlainWatch(said)) as client:
-        assert len(workers_of(client)) == 2
+    with open_client(Machines("auto"), PlainWatch(said)) as client:
+        assert 1 <= len(workers_of(client)) <= CPU_COUNT
         assert set(client.run(cluster_faults.torch_threads).values()) == {1}
-        assert task_resources(Machines(2), client) == {}
+        assert task_resources(Machines("auto"), client) == {}
         link = client.dashboard_link
         assert not logging.getLogger("distributed.scheduler").isEnabledFor(logging.INFO)
     assert said.getvalue().splitlines()[0].startswith(f"dashboard: {link}")
@@ -165,15 +166,17 @@ def test_nobody_at_an_address_is_an_error_and_no_hang(monkeypatch: pytest.Monkey
         pass
 
 
+@pytest.mark.slow
 def test_whoever_is_interrupted_while_workers_work_leaves_in_seconds() -> None:
     with pytest.raises(KeyboardInterrupt), open_client(Machines(1), Silent()) as client:
         napping = client.submit(time.sleep, 100)
         until(lambda: client.processing() and any(client.processing().values()))
         began = time.monotonic()
         raise KeyboardInterrupt
-    assert napping.status == "cancelled" and time.monotonic() - began < 15
+    assert napping.status == "cancelled" and time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_dies_is_known_at_once_and_without_a_traceback(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +187,7 @@ def test_a_scheduler_that_dies_is_known_at_once_and_without_a_traceback(
             began = time.monotonic()
             with pytest.raises(CancelledError, match="scheduler-connection-lost"):
                 napping.result(timeout=60)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
     assert "Traceback" not in capfd.readouterr().err
 
 

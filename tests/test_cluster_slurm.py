@@ -39,7 +39,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     with slurm(tmp_path_factory.mktemp("slurm")) as found, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", found["SLURM_CONF"])
         patch.setenv("PATH", found["PATH"])
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         yield found
 
 
@@ -120,11 +120,14 @@ def footprint(photo: Path) -> str:
         return f"SRID=26910;{box(*raster.bounds).buffer(-20).wkt}"
 
 
-def test_jobs_that_slurm_refuses_are_an_error_and_no_hang(environment: dict[str, str], tmp_path: Path) -> None:
+def test_jobs_that_slurm_refuses_are_an_error_and_no_hang(
+    environment: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     mine = own_copy(tmp_path)
     mine.write_text(mine.read_text().replace("queue: gpu", "queue: gpus"))
     with (
-        pytest.raises(ConfigError, match=r"SLURM jobs refuses to start workers: .*nvalid partition"),
+        pytest.raises(ConfigError, match=r"SLURM jobs: no worker can be started: .*nvalid partition"),
         open_client(Machines(config=str(mine)), Silent()),
     ):
         pass
+    assert "Traceback" not in caplog.text

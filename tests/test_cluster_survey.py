@@ -77,6 +77,7 @@ def test_a_store_that_refuses_is_an_error(client: Client) -> None:
     assert isinstance(refusal(client, Needs(store=Store("/proc/nowhere"))), OutputError)
 
 
+@pytest.mark.slow
 def test_a_folder_that_a_worker_does_not_share_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)

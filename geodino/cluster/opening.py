@@ -235,12 +235,13 @@ def _start_first(cluster: Any, config: ClusterConfig) -> None:
         await cluster
 
     try:
-        cluster.sync(asked)
+        with _silenced(logging.getLogger("tornado.application"), logging.CRITICAL):
+            cluster.sync(asked)
     except (OSError, RuntimeError, ValueError) as error:
         # Dask asserts at the end that all workers have been started.
         for worker in cluster.workers.values():
             worker.status = Status.failed
-        raise ConfigError(f"{config.title} refuses to start workers: {causes(error)}") from error
+        raise ConfigError(f"{config.title}: no worker can be started: {causes(error)}") from error
 
 
 def _class_of(config: ClusterConfig, name: str) -> Any:
