@@ -43,6 +43,7 @@ WEIGHTS = ".batch/weights.json"
 # What failures are called where they are counted; the first that fits. All else is unforeseen, and told by its class.
 CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (AOIError, "the area cannot be used"),
+    (NoImageryError, "there is no imagery"),
     (SourceError, "its imagery cannot be used"),
     (ReadError, "its imagery is out of reach"),
     (ConfigError, "an option cannot be met"),
