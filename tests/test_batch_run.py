@@ -222,7 +222,7 @@ def test_a_worker_that_is_killed_costs_no_job(tmp_path: Path) -> None:
     batch = small_batch(tmp_path, names, lease_s=30)
 
     def kill_some() -> None:
-        for _ in range(3):
+        for _ in range(2):
             known = len(lines(tmp_path, "begun"))
             while len(lines(tmp_path, "begun")) < known + 10:
                 time.sleep(0.02)
