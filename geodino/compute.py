@@ -31,7 +31,7 @@ from geodino.outputs.pieces import Layout
 from geodino.outputs.stage import StagedRaster
 from geodino.plan import Plan
 from geodino.products import Products
-from geodino.progress import BANDS, Finished, Piece, Predicted, Sum
+from geodino.progress import BANDS, Piece, Receipt, Sum
 from geodino.sources import Mosaic
 from geodino.sources.raster import LOCAL_OPTIONS, is_remote
 from geodino.stitch import Edges, Layer, Unfinished, finish_band
@@ -157,17 +157,26 @@ class Hand:
                 computed.tally.unverified |= set(self._mosaic.unverified)
                 yield computed
 
-    def keep(self, computed: Computed, *, core: bool) -> Predicted:
-        """Put what a band says into the store: its edges, and its core where somebody else will finish it."""
+    def keep(self, computed: Computed, *, core: bool) -> Receipt:
+        """Put what a band says into the store: its edges, and its core where somebody else will finish it.
+
+        Without a core the band is to be finished at once, and the receipt is written then; but for one without any
+        imagery, which is final as it is.
+        """
         began, store, key = time.perf_counter(), self.work.store, computed.band.id.key
+        if not computed.ground:
+            receipt = Receipt(key, computed.tally, None, None, {})
+            receipt.write(store)
+            return receipt
         edges = _put(store, f"{BANDS}{key}.edges", edges_to_bytes([layer.edges for layer in computed.layers]))
         inner = _put(store, f"{BANDS}{key}.core", core_to_bytes(computed)) if core else None
         computed.tally.write_s += time.perf_counter() - began
-        receipt = Predicted(key, computed.tally, edges, inner)
-        receipt.write(store)
+        receipt = Receipt(key, computed.tally, edges, inner)
+        if core:
+            receipt.write(store)
         return receipt
 
-    def fetch(self, receipt: Predicted) -> Computed:
+    def fetch(self, receipt: Receipt) -> Computed:
         """A band that was kept with its core; OutputError where it is not what was kept."""
         band = self.work.bands[BandId.of(receipt.key)]
         assert receipt.core is not None
@@ -175,16 +184,14 @@ class Hand:
         layers = tuple(Unfinished(*layer) for layer in zip(cells, self._edges(receipt), strict=True))
         return Computed(band, layers, ground, receipt.tally)
 
-    def finish(
-        self, own: Computed, predicted: Mapping[BandId, Predicted], skipped: Collection[BandId] = ()
-    ) -> Finished:
+    def finish(self, own: Computed, around: Mapping[BandId, Receipt], missing: Collection[BandId] = ()) -> Receipt:
         """Make a band final and keep it.
 
         Parameters
         ----------
-        predicted
+        around
             Receipts of the band itself and of its neighbours to the north, west and north-west that have windows.
-        skipped
+        missing
             Those of them that were given up: what they share with the band is nodata.
 
         Raises
@@ -194,8 +201,9 @@ class Hand:
         """
         began, tally = time.perf_counter(), Tally()
         id_ = own.band.id
-        edges = {before: self._edges(predicted[before]) for before in id_.before if before in predicted}
-        missing = {place for before in skipped if before in id_.before for place in self.work.bands[before].places}
+        mine = around[id_]
+        edges = {before: self._edges(around[before]) for before in id_.before if before in around}
+        lost = {place for before in missing for place in self.work.bands[before].places}
         with tempfile.TemporaryDirectory(prefix="geodino-") as folder, rasterio.Env(**LOCAL_OPTIONS):
             writers = _Writers(self.work, own.band, Path(folder))
             of_layers = [
@@ -211,19 +219,22 @@ class Hand:
             ]
             for cells in zip(*of_layers, strict=True):
                 place = cells[0].place
-                ground = self._without(place, own.ground[place], missing, tally)
+                ground = self._without(place, own.ground[place], lost, tally)
                 said = dict(zip(self.work.products.tasks, (cell.values for cell in cells), strict=True))
                 self._write(place, said, ground, writers, tally)
             pieces = writers.close()
         tally.write_s += time.perf_counter() - began
-        receipt = Finished(id_.key, tally, pieces, tuple(sorted(before.key for before in skipped)))
+        tally.add(mine.tally)
+        names = tuple(sorted(before.key for before in missing))
+        receipt = Receipt(id_.key, tally, mine.edges, None, pieces, names)
         receipt.write(self.work.store)
-        core = predicted[id_].core
-        if core is not None:
-            self.work.store.delete(core.name)
+        if mine.core is not None:
+            self.work.store.delete(mine.core.name)
         return receipt
 
-    def _edges(self, receipt: Predicted) -> list[Edges]:
+    def _edges(self, receipt: Receipt) -> list[Edges]:
+        if receipt.edges is None:
+            return [Edges() for _ in self.work.layers]
         return edges_from_bytes(_intact(self.work.store, receipt.edges), len(self.work.layers))
 
     def _without(self, place: Place, ground: Ground, missing: Collection[Place], tally: Tally) -> Ground:
@@ -337,7 +348,7 @@ def reader_threads(plan: Plan, model: Model) -> int:
 
 
 def _put(store: Store, name: str, data: bytes) -> Sum:
-    store.put(name, data)
+    store.put(name, data, durable=False)
     return Sum.of(name, data)
 
 

@@ -14,8 +14,7 @@ from geodino.compute import Hand, Work
 from geodino.errors import GeodinoError, ModelError, ReadError, SourceError
 from geodino.models import Model, load_model
 from geodino.models.as_run import ModelAsRun
-from geodino.progress import Finished, Progress
-from geodino.stream import Computed
+from geodino.progress import Progress
 from geodino.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -106,7 +105,8 @@ class Here:
                 try:
                     _predict(hand, todo, progress, told)
                     for id_ in list(progress.can_finish()):
-                        progress.finish(finish(hand, hand.fetch(progress.predicted[id_]), progress))
+                        own = hand.fetch(progress.receipts[id_])
+                        progress.note(hand.finish(own, progress.around(id_), progress.missing(id_)))
                         told()
                     return
                 except OF_A_BAND as error:
@@ -121,18 +121,13 @@ def _predict(hand: Hand, todo: deque[Band], progress: Progress, told: Callable[[
         for computed in stream:
             id_ = computed.band.id
             # In lattice order what a band waits for is nearly always there.
-            at_once = all(progress.settled(before) for before in id_.before)
-            progress.predicted[id_] = hand.keep(computed, core=not at_once)
-            if at_once:
-                progress.finish(finish(hand, computed, progress))
+            at_once = all(map(progress.settled, id_.before))
+            receipt = hand.keep(computed, core=not at_once)
+            if at_once and not receipt.final:
+                receipt = hand.finish(computed, progress.around(id_) | {id_: receipt}, progress.missing(id_))
+            progress.note(receipt)
             todo.popleft()
             told()
-
-
-def finish(hand: Hand, own: Computed, progress: Progress) -> Finished:
-    """Finish a band whose neighbours to the north and west are settled."""
-    before = own.band.id.before
-    return hand.finish(own, progress.predicted, [id_ for id_ in before if id_ in progress.skipped])
 
 
 def give_up(progress: Progress, id_: BandId, error: BaseException) -> None:

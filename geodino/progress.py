@@ -8,9 +8,8 @@ files are as they say.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,9 +20,7 @@ from geodino.stores import Store
 from geodino.stream import Tally
 
 BANDS = "bands/"
-Receipt = TypeVar("Receipt", "Predicted", "Finished")
-
-_PREDICTED, _FINISHED = ".predicted.json", ".finished.json"
+_RECEIPT = ".json"
 
 
 @dataclass(frozen=True)
@@ -56,49 +53,39 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Receipt:
     """A band whose windows have been through the model.
 
     Attributes
     ----------
     edges
-        What its neighbours need of it.
+        What its neighbours need of it; None where none of its windows holds anything.
     core
-        The rest of it; None where it was finished at once.
-    """
-
-    key: str
-    tally: Tally
-    edges: Sum
-    core: Sum | None
-
-    def write(self, store: Store) -> None:
-        store.put(BANDS + self.key + _PREDICTED, _AS_PREDICTED.dump_json(self))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A band whose pixels are final.
-
-    Attributes
-    ----------
+        The rest of it; None once it is finished.
     pieces
-        By staged raster; none where no pixel is wanted.
+        Where its pixels are final: by staged raster, none where no pixel is wanted. None before.
     without
         Neighbours that were given up: the ground that they share is nodata.
     """
 
     key: str
     tally: Tally
-    pieces: dict[str, Piece]
+    edges: Sum | None
+    core: Sum | None
+    pieces: dict[str, Piece] | None = None
     without: tuple[str, ...] = ()
 
+    @property
+    def final(self) -> bool:
+        """Whether its pixels are."""
+        return self.pieces is not None
+
     def write(self, store: Store) -> None:
-        store.put(BANDS + self.key + _FINISHED, _AS_FINISHED.dump_json(self))
+        store.put(BANDS + self.key + _RECEIPT, _ADAPTER.dump_json(self), durable=False)
 
     def forget(self, store: Store) -> None:
         """Remove the receipt of what turned out to be damaged."""
-        store.delete(BANDS + self.key + _FINISHED)
+        store.delete(BANDS + self.key + _RECEIPT)
 
 
 @dataclass
@@ -107,60 +94,71 @@ class Progress:
 
     Attributes
     ----------
+    receipts
+        Of the bands that are predicted or final.
     skipped
         Bands that were given up, and why.
-    windows_done
-        Of the bands that are finished or given up.
+    windows_done, bands_done
+        Of the bands that are final or given up.
     """
 
     bands: Mapping[BandId, Band]
-    predicted: dict[BandId, Predicted] = field(default_factory=dict)
-    finished: dict[BandId, Finished] = field(default_factory=dict)
+    receipts: dict[BandId, Receipt] = field(default_factory=dict)
     skipped: dict[BandId, str] = field(default_factory=dict)
     windows_done: int = 0
+    bands_done: int = 0
 
-    def __post_init__(self) -> None:
-        self.windows_done = sum(len(self.bands[id_].places) for id_ in self.finished)
-
-    def finish(self, receipt: Finished) -> None:
-        """Note that a band is final."""
+    def note(self, receipt: Receipt) -> None:
+        """Note what was done to a band."""
         id_ = BandId.of(receipt.key)
-        self.finished[id_] = receipt
-        self.windows_done += len(self.bands[id_].places)
+        self.receipts[id_] = receipt
+        if receipt.final:
+            self._count(id_)
 
     def give_up(self, id_: BandId, why: str) -> None:
         """Note that a band will not be computed."""
         self.skipped[id_] = why
-        self.windows_done += len(self.bands[id_].places)
+        self._count(id_)
 
     def to_predict(self) -> list[Band]:
         """Bands that nothing is known of, in lattice order."""
-        known = self.predicted.keys() | self.skipped.keys()
-        return [band for id_, band in self.bands.items() if id_ not in known]
+        return [band for id_, band in self.bands.items() if id_ not in self.receipts and id_ not in self.skipped]
 
-    def can_finish(self, ids: Collection[BandId] | None = None) -> Iterator[BandId]:
-        """Those of the bands (all of them if None) that are predicted, not finished, and wait for no neighbour."""
+    def can_finish(self, ids: Iterable[BandId] | None = None) -> Iterator[BandId]:
+        """Those of the bands (all of them if None) that are predicted, not final, and wait for no neighbour."""
         for id_ in self.bands if ids is None else ids:
-            waits = id_ in self.predicted and id_ not in self.finished
+            receipt = self.receipts.get(id_)
+            waits = receipt is not None and not receipt.final and id_ not in self.skipped
             if waits and all(self.settled(before) for before in id_.before):
                 yield id_
 
     def settled(self, id_: BandId) -> bool:
         """Whether all that a band will ever say is known."""
-        return id_ not in self.bands or id_ in self.predicted or id_ in self.skipped
+        return id_ not in self.bands or id_ in self.receipts or id_ in self.skipped
+
+    def around(self, id_: BandId) -> dict[BandId, Receipt]:
+        """Receipts of a band and of those whose predictions reach into it."""
+        return {near: self.receipts[near] for near in (id_, *id_.before) if near in self.receipts}
+
+    def missing(self, id_: BandId) -> tuple[BandId, ...]:
+        """Those whose predictions would reach into a band, and that were given up."""
+        return tuple(before for before in id_.before if before in self.skipped)
 
     @property
     def done(self) -> bool:
-        return len(self.finished) + len(self.skipped) == len(self.bands)
+        return self.bands_done == len(self.bands)
 
     def tally(self) -> Tally:
         """All that was counted, band by band in lattice order, so that sums do not depend on who was first."""
         total = Tally()
         for id_ in self.bands:
-            for receipt in (self.predicted.get(id_), self.finished.get(id_)):
-                if receipt is not None:
-                    total.add(receipt.tally)
+            if id_ in self.receipts:
+                total.add(self.receipts[id_].tally)
         return total
+
+    def _count(self, id_: BandId) -> None:
+        self.bands_done += 1
+        self.windows_done += len(self.bands[id_].places)
 
 
 def read_progress(store: Store, bands: Mapping[BandId, Band]) -> Progress:
@@ -173,46 +171,32 @@ def read_progress(store: Store, bands: Mapping[BandId, Band]) -> Progress:
     found = {entry.key: entry.size for entry in store.entries(BANDS)}
     progress = Progress(bands)
 
-    def intact(file: Sum) -> bool:
+    def intact(file: Sum | None) -> bool:
+        if file is None:
+            return True
         if found.get(file.name) != file.size:
             return False
-        folder = store.folder
-        return folder is None or file_sha256(folder / file.name) == file.sha256
+        return store.folder is None or file_sha256(store.folder / file.name) == file.sha256
 
     for id_ in bands:
-        has_finished, has_predicted = (BANDS + id_.key + suffix in found for suffix in (_FINISHED, _PREDICTED))
-        predicted = predicted_of(store, id_.key) if has_predicted else None
-        finished = finished_of(store, id_.key) if has_finished else None
-        known = predicted is not None and intact(predicted.edges)
-        final = known and finished is not None and not finished.without
-        if final and finished and all(intact(piece.file) for piece in finished.pieces.values()):
-            progress.finish(finished)
-        elif has_finished:
-            store.delete(BANDS + id_.key + _FINISHED)
-        if predicted and (id_ in progress.finished or (known and predicted.core and intact(predicted.core))):
-            progress.predicted[id_] = predicted
-        elif has_predicted:
-            store.delete(BANDS + id_.key + _PREDICTED)
+        if BANDS + id_.key + _RECEIPT not in found:
+            continue
+        receipt = receipt_of(store, id_.key)
+        rest = [] if receipt is None else [receipt.core, *(piece.file for piece in (receipt.pieces or {}).values())]
+        if receipt and not receipt.without and intact(receipt.edges) and all(map(intact, rest)):
+            progress.note(receipt)
+        else:
+            store.delete(BANDS + id_.key + _RECEIPT)
     return progress
 
 
-def predicted_of(store: Store, key: str) -> Predicted | None:
-    """The receipt of a band that has been predicted; None where there is none that can be read."""
-    return _read(store, BANDS + key + _PREDICTED, _AS_PREDICTED)
-
-
-def finished_of(store: Store, key: str) -> Finished | None:
-    """The receipt of a band that is final; None where there is none that can be read."""
-    return _read(store, BANDS + key + _FINISHED, _AS_FINISHED)
-
-
-def _read(store: Store, name: str, adapter: TypeAdapter[Receipt]) -> Receipt | None:
-    data = store.get(name)
+def receipt_of(store: Store, key: str) -> Receipt | None:
+    """The receipt of a band; None where there is none that can be read."""
+    data = store.get(BANDS + key + _RECEIPT)
     try:
-        return None if data is None else adapter.validate_json(data)
+        return None if data is None else _ADAPTER.validate_json(data)
     except ValidationError:
         return None
 
 
-_AS_PREDICTED = TypeAdapter(Predicted)
-_AS_FINISHED = TypeAdapter(Finished)
+_ADAPTER = TypeAdapter(Receipt)

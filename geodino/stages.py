@@ -13,7 +13,7 @@ from geodino.errors import OutputError
 from geodino.outputs.cog import file_sha256
 from geodino.outputs.pieces import join
 from geodino.outputs.stage import STAGE_SUFFIX, Stage
-from geodino.progress import Finished, Piece, Progress
+from geodino.progress import Piece, Progress, Receipt
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,22 @@ def gather(work: Work, progress: Progress) -> Iterator[Stages]:
         found: dict[str, Stage] = {}
         for kind, layout in work.layouts.items():
             pieces = [
-                (_local(work, finished, piece, Path(scratch)), piece.extent)
-                for _, finished in sorted(progress.finished.items())
-                if (piece := finished.pieces.get(kind)) is not None
+                (_local(work, receipt, piece, Path(scratch)), piece.extent)
+                for _, receipt in sorted(progress.receipts.items())
+                if (piece := (receipt.pieces or {}).get(kind)) is not None
             ]
             found[kind] = join(Path(scratch) / f"{kind}{STAGE_SUFFIX}", layout, work.extent(kind), pieces)
         yield Stages(found["maps"], found.get("ground"), found.get("heat"))
 
 
-def _local(work: Work, finished: Finished, piece: Piece, scratch: Path) -> Path:
+def _local(work: Work, receipt: Receipt, piece: Piece, scratch: Path) -> Path:
     """A piece as a file. What was kept in a bucket is fetched and held against its checksum."""
     store, name = work.store, piece.file.name
     if store.folder is not None:
         return store.folder / name
     path = scratch / name.replace("/", "-")
     if not store.download(name, path) or file_sha256(path) != piece.file.sha256:
-        finished.forget(store)
+        receipt.forget(store)
         raise OutputError(
             f"{store}/{name} is not what was written there; run the same command again, and it is computed anew"
         )

@@ -72,10 +72,13 @@ class _Folder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes, *, durable: bool) -> None:
         with self._part(key) as part:
             part.write_bytes(data)
-            _settle(part, self._folder / key)
+            if durable:
+                _settle(part, self._folder / key)
+            else:
+                part.replace(self._folder / key)
 
     def create(self, key: str, data: bytes) -> None:
         with self._part(key) as part:
@@ -155,7 +158,7 @@ class _Bucket:
         self._prefix = unquote(parts.path).strip("/")
         self._bucket = open_bucket(parts.scheme, parts.netloc, tries)
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes, *, durable: bool) -> None:
         obstore.put(self._bucket, self._at(key), data, use_multipart=False)
 
     def create(self, key: str, data: bytes) -> None:
@@ -256,10 +259,17 @@ class Store:
         """The part below a name."""
         return Store(f"{self.url.rstrip('/')}/{_checked(name)}")
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write an object, in place of an earlier one."""
+    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        """Write an object, in place of an earlier one.
+
+        Parameters
+        ----------
+        durable
+            False: a folder's disk need not have it before this returns, for what is held against a checksum when it is
+            read. After a power cut it may be cut short; waiting takes a disk milliseconds.
+        """
         with self._asking(_checked(key)) as place:
-            place.put(key, data)
+            place.put(key, data, durable=durable)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object that must not exist yet; False where it does. Of many who try at once one gets True.

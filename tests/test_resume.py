@@ -19,7 +19,6 @@ from test_pipeline import wkt
 from geodino.cli import cli
 from geodino.compute import Hand, Work
 from geodino.errors import ConfigError, ReadError
-from geodino.executors import finish
 from geodino.fingerprint import NAME
 from geodino.models import Model, load_model
 from geodino.options import RunOptions
@@ -229,11 +228,12 @@ def test_bands_may_be_predicted_and_finished_in_any_order(
         ready = list(progress.can_finish())
         with Hand(work, model) as hand:
             if ready and (not waiting or rng.random() < 0.5):
-                own = hand.fetch(progress.predicted[rng.choice(ready)])
-                progress.finish(finish(hand, own, progress))
+                id_ = rng.choice(ready)
+                own = hand.fetch(progress.receipts[id_])
+                progress.note(hand.finish(own, progress.around(id_), progress.missing(id_)))
             else:
                 (computed,) = hand.compute([waiting.pop()])
-                progress.predicted[computed.band.id] = hand.keep(computed, core=True)
+                progress.note(hand.keep(computed, core=True))
     assert not list((tmp_path / ".work" / BANDS).glob("*.core"))
     done: list[int] = []
     run("canopy", aoi=AOI, out=tmp_path, options=options, load=counting(done))

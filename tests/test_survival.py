@@ -68,7 +68,7 @@ def write(path: Path, pixels: np.ndarray, **more: object) -> None:
 
 
 def receipts(out: Path) -> int:
-    return len(list((out / ".work" / "bands").glob("*.finished.json")))
+    return len(list((out / ".work" / "bands").glob("*.json")))
 
 
 def assert_same(one: Path, other: Path) -> None:

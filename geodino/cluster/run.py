@@ -23,7 +23,7 @@ import rasterio
 from distributed import Client, Future, KilledWorker
 from distributed.comm import CommClosedError
 
-from geodino.bands import Band, BandId
+from geodino.bands import BandId
 from geodino.cluster.held import held, register, release
 from geodino.cluster.machines import Machines, cluster_config
 from geodino.cluster.opening import open_client, task_resources
@@ -33,7 +33,7 @@ from geodino.errors import ClusterError, ModelError
 from geodino.executors import OF_A_BAND, give_up, model_for
 from geodino.models.as_run import ModelAsRun
 from geodino.models.loading import find_weights
-from geodino.progress import Finished, Predicted, Progress, finished_of, predicted_of
+from geodino.progress import Progress, Receipt, receipt_of
 from geodino.sources.raster import LOCAL_OPTIONS
 from geodino.watch import Watch, count
 
@@ -81,7 +81,6 @@ class _Task(NamedTuple):
     """What was asked of the workers."""
 
     id: BandId
-    finishes: bool
     alone: bool
 
 
@@ -129,9 +128,11 @@ class OnCluster:
         while not progress.done:
             most = self._most_tasks()
             while todo and len(self._running) < most:
-                self._predict(todo.popleft(), progress)
+                self._predict(todo.popleft().id, progress)
             if not self._running:
-                self._again(suspects.popleft()._replace(alone=True), progress)
+                suspect = suspects.popleft().id
+                again = self._finish if suspect in progress.receipts else self._predict
+                again(suspect, progress, alone=True)
             task, future = self._next()
             if future.status == "cancelled":
                 raise CancelledError
@@ -142,27 +143,19 @@ class OnCluster:
             if error is not None:
                 self._fault(task, error, progress)
             else:
-                self._note(task, future.result(), progress)
+                progress.note(future.result())
             told()
             for id_ in list(progress.can_finish((task.id, *task.id.after))):
                 if not self._is_finishing(id_):
                     self._finish(id_, progress)
 
-    def _predict(self, band: Band, progress: Progress, *, alone: bool = False) -> None:
+    def _predict(self, id_: BandId, progress: Progress, *, alone: bool = False) -> None:
         # What it waits for is known where its neighbours were quick: then its core need not be kept.
-        before = _before(band.id, progress) if all(map(progress.settled, band.id.before)) else None
-        skipped = _skipped(band.id, progress)
-        self._submit(_Task(band.id, before is not None, alone), _predict, before, skipped, resources=self._resources)
+        around = progress.around(id_) if all(map(progress.settled, id_.before)) else None
+        self._submit(_Task(id_, alone), _predict, around, progress.missing(id_), resources=self._resources)
 
     def _finish(self, id_: BandId, progress: Progress, *, alone: bool = False) -> None:
-        before = _before(id_, progress) | {id_: progress.predicted[id_]}
-        self._submit(_Task(id_, True, alone), _finish, before, _skipped(id_, progress), priority=_FINISH_FIRST)
-
-    def _again(self, task: _Task, progress: Progress) -> None:
-        if task.id in progress.predicted:
-            self._finish(task.id, progress, alone=task.alone)
-        else:
-            self._predict(self._work.bands[task.id], progress, alone=task.alone)
+        self._submit(_Task(id_, alone), _finish, progress.around(id_), progress.missing(id_), priority=_FINISH_FIRST)
 
     def _submit(self, task: _Task, function: Callable[..., object], *args: object, **how: object) -> None:
         number = self._asked[task.id] = self._asked.get(task.id, 0) + 1
@@ -205,26 +198,12 @@ class OnCluster:
             raise error
         give_up(progress, task.id, error)
 
-    def _note(self, task: _Task, answer: tuple[Predicted, Finished | None], progress: Progress) -> None:
-        predicted, finished = answer
-        progress.predicted[task.id] = predicted
-        if finished is not None:
-            progress.finish(finished)
-
     def _is_finishing(self, id_: BandId) -> bool:
         return any(task.id == id_ for task in self._running.values())
 
     def _most_tasks(self) -> int:
         threads = sum(int(each) for each in self._client.nthreads().values())
         return max(_LEAST_TASKS, _TASKS_A_THREAD * threads)
-
-
-def _before(id_: BandId, progress: Progress) -> dict[BandId, Predicted]:
-    return {before: progress.predicted[before] for before in id_.before if before in progress.predicted}
-
-
-def _skipped(id_: BandId, progress: Progress) -> tuple[BandId, ...]:
-    return tuple(before for before in id_.before if before in progress.skipped)
 
 
 def _token(work: Work) -> str:
@@ -237,32 +216,25 @@ def _model_of(name: str) -> ModelAsRun:
     return held(name, Hand).model
 
 
-def _predict(
-    name: str, key: str, before: dict[BandId, Predicted] | None, skipped: tuple[BandId, ...]
-) -> tuple[Predicted, Finished | None]:
+def _predict(name: str, key: str, around: dict[BandId, Receipt] | None, missing: tuple[BandId, ...]) -> Receipt:
     """On a worker: predict a band; and finish it, where all is known that it waits for."""
-    hand = held(name, Hand)
-    store, id_ = hand.work.store, BandId.of(key)
-    kept, final = predicted_of(store, key), finished_of(store, key)
-    if kept is not None and final is not None:
-        return kept, final
-    if kept is not None and kept.core is not None and before is None:
-        return kept, None
+    hand, id_ = held(name, Hand), BandId.of(key)
+    kept = receipt_of(hand.work.store, key)
+    # Dask runs a task again whose worker died before its receipt was fetched.
+    if kept is not None and (kept.final or around is None):
+        return kept
     with rasterio.Env(**LOCAL_OPTIONS):
         (computed,) = hand.compute([hand.work.bands[id_]])
-        receipt = hand.keep(computed, core=before is None)
-        if before is None:
-            return receipt, None
-        return receipt, hand.finish(computed, before | {id_: receipt}, skipped)
+        receipt = hand.keep(computed, core=around is None)
+        if around is None or receipt.final:
+            return receipt
+        return hand.finish(computed, around | {id_: receipt}, missing)
 
 
-def _finish(
-    name: str, key: str, before: dict[BandId, Predicted], skipped: tuple[BandId, ...]
-) -> tuple[Predicted, Finished | None]:
+def _finish(name: str, key: str, around: dict[BandId, Receipt], missing: tuple[BandId, ...]) -> Receipt:
     """On a worker: finish a band that was kept."""
     hand = held(name, Hand)
-    own = before[BandId.of(key)]
-    final = finished_of(hand.work.store, key)
-    if final is None:
-        final = hand.finish(hand.fetch(own), before, skipped)
-    return own, final
+    kept = receipt_of(hand.work.store, key)
+    if kept is not None and kept.final:
+        return kept
+    return hand.finish(hand.fetch(around[BandId.of(key)]), around, missing)
