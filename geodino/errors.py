@@ -9,7 +9,8 @@
     ├── ReadError        (OSError)       4  imagery is there, but cannot be reached or decoded
     ├── ClusterError     (OSError)       4  workers or their scheduler are gone, or what they compute ends them
     ├── ModelError       (RuntimeError)  6  the model or its weights are refused
-    └── OutputError      (OSError)       7  the output folder, the disk, another run in the same folder
+    └── OutputError      (OSError)       7  the output folder, the disk
+        └── InUseError                      ... another run holds the folder
 
 A run that was told to skip what cannot be read, and had to, ends with exit code 5: done in part.
 
@@ -22,6 +23,7 @@ __all__ = [
     "ClusterError",
     "ConfigError",
     "GeodinoError",
+    "InUseError",
     "InputError",
     "ModelError",
     "NoImageryError",
@@ -86,3 +88,7 @@ class OutputError(GeodinoError, OSError):
     """The output folder cannot be written, or belongs to another run."""
 
     exit_code = 7
+
+
+class InUseError(OutputError):
+    """Another run writes to the output folder."""

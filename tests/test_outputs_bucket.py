@@ -18,7 +18,7 @@ from bucket_server import BucketServer, as_environment, bucket_server
 
 from geodino import stores
 from geodino.buckets import Tries
-from geodino.errors import OutputError
+from geodino.errors import InUseError, OutputError
 from geodino.outputs import locks
 from geodino.outputs.folder import OUTPUT_NAMES, OutputFolder
 from geodino.stores import Store
@@ -158,14 +158,14 @@ def test_two_runs_at_a_time_exclude_each_other_and_the_first_is_named(
     out: str, server: BucketServer, tmp_path: Path
 ) -> None:
     first = start(out, server, tmp_path)
-    with pytest.raises(OutputError, match=rf"{out} is in use by process {first.pid} on .* since 20"), OutputFolder(out):
+    with pytest.raises(InUseError, match=rf"{out} is in use by process {first.pid} on .* since 20"), OutputFolder(out):
         pass
     assert finish(first) == 0
     assert held(out) == {"canopy_height.tif": b"half" * 1000, "run.json": b"second"}
 
 
 def test_two_runs_in_one_process_exclude_each_other_and_follow_each_other(out: str) -> None:
-    with OutputFolder(out), pytest.raises(OutputError, match=f"in use by process {os.getpid()}"), OutputFolder(out):
+    with OutputFolder(out), pytest.raises(InUseError, match=f"in use by process {os.getpid()}"), OutputFolder(out):
         pass
     began = time.monotonic()
     for _ in range(3):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from geodino.errors import OutputError
+from geodino.errors import InUseError, OutputError
 from geodino.outputs.folder import OUTPUT_NAMES, RECORD_NAME, OutputFolder, require_free, whole_file
 from geodino.outputs.locks import HOLDER_NAME
 from geodino.stores import Store
@@ -137,7 +137,7 @@ def test_names_outside_the_known_ones_cannot_be_published(tmp_path: Path) -> Non
 
 def test_two_runs_at_a_time_exclude_each_other_and_the_first_is_named(tmp_path: Path) -> None:
     first = start(tmp_path)
-    with pytest.raises(OutputError, match=f"in use by process {first.pid} on .* since 20"), OutputFolder(tmp_path):
+    with pytest.raises(InUseError, match=f"in use by process {first.pid} on .* since 20"), OutputFolder(tmp_path):
         pass
     assert finish(first) == 0
     assert names(tmp_path) == {"canopy_height.tif", "run.json"}
@@ -145,7 +145,7 @@ def test_two_runs_at_a_time_exclude_each_other_and_the_first_is_named(tmp_path: 
 
 def test_two_runs_in_one_process_exclude_each_other(tmp_path: Path) -> None:
     with OutputFolder(tmp_path):
-        with pytest.raises(OutputError, match=f"in use by process {os.getpid()}"), OutputFolder(tmp_path):
+        with pytest.raises(InUseError, match=f"in use by process {os.getpid()}"), OutputFolder(tmp_path):
             pass
         assert json.loads((tmp_path / HOLDER_NAME).read_text())["pid"] == os.getpid()
 

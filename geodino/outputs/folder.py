@@ -101,8 +101,10 @@ class OutputFolder:
     ------
     ConfigError
         `out` is no place to write to.
+    InUseError
+        On entering: another run holds the folder.
     OutputError
-        On entering: the folder cannot be made or written, another run holds it, or it holds outputs already.
+        On entering: the folder cannot be made or written, or it holds outputs already.
     """
 
     def __init__(self, out: Path | str, *, overwrite: bool = False) -> None:
@@ -174,6 +176,8 @@ class OutputFolder:
     def publish(self) -> list[str]:
         """Give every staged file its name, the record last, and remove what is left of an earlier run and of `work`.
 
+        Where it raises, the old record is gone, so that a folder with a record never mixes two runs; `work` stays.
+
         Returns
         -------
         Where each file is, a path or a URL.
@@ -181,8 +185,9 @@ class OutputFolder:
         Raises
         ------
         OutputError
-            A staged file was never written, the disk or the bucket refuses, or another run took the bucket's folder.
-            The old record is gone then, so that a folder with a record never mixes two runs; `work` stays.
+            A staged file was never written, or the disk or the bucket refuses.
+        InUseError
+            Another run took the bucket's folder.
         """
         if not self.path.is_dir():
             raise OutputError(f"{self.path} was removed while the run wrote to it: run it again")

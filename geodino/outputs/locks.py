@@ -24,7 +24,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from geodino.errors import OutputError
+from geodino.errors import InUseError, OutputError
 from geodino.stores import Store
 
 logger = logging.getLogger(__name__)
@@ -77,13 +77,13 @@ class FolderLock:
         self._folder, self._lock = folder, FileLock(folder / LOCK_NAME)
 
     def acquire(self) -> None:
-        """Take it; OutputError where another process holds it, or the folder cannot be made or written."""
+        """Take it; InUseError where another process holds it, OutputError where it cannot be made or written."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
             (self._folder / HOLDER_NAME).write_bytes(Word.first().as_bytes())
         except Timeout:
-            raise OutputError(
+            raise InUseError(
                 f"{self._folder} is in use by {self._holder()}: wait for it or choose another --out"
             ) from None
         except OSError as error:
@@ -131,7 +131,7 @@ class BucketLock:
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> None:
-        """Take it; OutputError where another process holds it, known after a few seconds.
+        """Take it; InUseError where another process holds it, known after a few seconds.
 
         A holder that was killed is waited for, for LEASE_S at most.
         """
@@ -143,16 +143,16 @@ class BucketLock:
         while not self._take_next(number, word, since):
             number, word = self._highest()
             if (number, word) != first and not (word is None or word.released):
-                raise OutputError(f"{self._place} is in use by {word}: wait for it or choose another --out")
+                raise InUseError(f"{self._place} is in use by {word}: wait for it or choose another --out")
         self._stop.clear()
         self._thread = threading.Thread(target=self._go_on_speaking, name="geodino-lock", daemon=True)
         self._thread.start()
 
     def confirm(self) -> None:
-        """Raise OutputError where another process has taken the place since."""
+        """Raise InUseError where another process has taken the place since."""
         number = self._highest_number()
         if number != self._number:
-            raise OutputError(
+            raise InUseError(
                 f"{self._place} was taken over by {self._read(number)}, because nothing was heard of this run for "
                 f"{LEASE_S:g} s: nothing more is written; run it again"
             )
