@@ -7,7 +7,6 @@ result does not depend on who computed what, or in which order, and a run that w
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -25,7 +24,7 @@ from geodino.errors import ConfigError, OutputError
 from geodino.grid import Grid, Window
 from geodino.models import Model
 from geodino.models.as_run import ModelAsRun
-from geodino.models.predictor import LAYERS, Asked
+from geodino.models.predictor import LAYERS
 from geodino.outputs.cog import file_sha256
 from geodino.outputs.pieces import Layout
 from geodino.outputs.stage import StagedRaster
@@ -115,14 +114,17 @@ class Hand:
         self._model = model
         self._inside = AOIMask(plan.geometry, plan.grid)
         self._needed = AOIMask(plan.needed, plan.grid)
-        self._mosaic = Mosaic(
-            plan.scenes,
-            plan.grid,
-            resampling=plan.spec.resampling,
-            verify=plan.options.verify,
-            skip_unreadable=plan.options.on_read_error == "skip",
+        self._opened = ExitStack()
+        self._mosaic = self._opened.enter_context(
+            Mosaic(
+                plan.scenes,
+                plan.grid,
+                resampling=plan.spec.resampling,
+                verify=plan.options.verify,
+                skip_unreadable=plan.options.on_read_error == "skip",
+            )
         )
-        self._forward = threading.Lock()
+        self._passes = self._opened.enter_context(model.passes(plan.tiling.size))
 
     def __enter__(self) -> Hand:
         return self
@@ -131,8 +133,8 @@ class Hand:
         self.close()
 
     def close(self) -> None:
-        """Let go of open files; nothing may be computed any more."""
-        self._mosaic.close()
+        """Let go of threads and open files; nothing may be computed any more."""
+        self._opened.close()
 
     @property
     def model(self) -> ModelAsRun:
@@ -147,8 +149,10 @@ class Hand:
                 bands,
                 plan.tiling,
                 self._mosaic,
-                _OneAtATime(model.asked(self.work.products.tasks), self._forward),
+                model.asked(self.work.products.tasks),
                 wanted=self._needed,
+                passes=self._passes,
+                at_once=model.at_once(plan.tiling.size),
                 batch_size=model.batch_size(plan.tiling.size),
                 threads=reader_threads(plan, model),
             )
@@ -317,22 +321,6 @@ class _Writers:
                 extent = raster.extent
                 pieces[kind] = Piece(said, (extent.row, extent.col, extent.height, extent.width))
         return pieces
-
-
-@dataclass(frozen=True)
-class _OneAtATime:
-    """A model that two threads ask in turn: two forward passes at once are slower, and hold twice the memory."""
-
-    asked: Asked
-    lock: threading.Lock
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        return self.asked.layers
-
-    def __call__(self, images: Floats) -> tuple[Floats, ...]:
-        with self.lock:
-            return self.asked(images)
 
 
 def reader_threads(plan: Plan, model: Model) -> int:

@@ -1,9 +1,9 @@
 """Computes bands of windows: a few threads read chips ahead, the model runs, and what a band says is blended.
 
-    bands -> read_chips -> predictions -> blend -> Computed
+    bands -> read_chips -> batches -> answers of the model -> blend -> Computed
 
-Every stage is a generator over the one before it, so nothing is held but the chips being read ahead, one batch, and
-one band. Memory does not grow with the raster's height, nor with its width.
+Every stage is a generator over the one before it, so nothing is held but the chips being read ahead, the batches that
+are computed side by side, and one band. Memory does not grow with the raster's height, nor with its width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -147,6 +147,14 @@ class Computed(NamedTuple):
     tally: Tally
 
 
+class _Batch(NamedTuple):
+    """Chips that go through the model together, none at the end of a band; and what was counted of the band so far."""
+
+    band: Band
+    chips: tuple[Chip, ...]
+    tally: Tally
+
+
 def compute_bands(
     bands: Sequence[Band],
     tiling: Tiling,
@@ -154,15 +162,19 @@ def compute_bands(
     predictor: Predictor,
     *,
     wanted: Callable[[Window], Bools],
+    passes: Executor,
+    at_once: int = 1,
     batch_size: int = 1,
     threads: int = READER_THREADS,
 ) -> Generator[Computed, None, None]:
-    """Compute bands one after the other; the chips of the next are read while the model runs.
+    """Compute bands one after the other; the chips of the next are read, and predicted, while one is used.
 
     Parameters
     ----------
     wanted
         Which pixels of a window are asked for, (H, W).
+    passes, at_once
+        Where the model runs, and on how many batches side by side.
 
     Yields
     ------
@@ -172,30 +184,86 @@ def compute_bands(
     places = [place for band in bands for place in band.places]
     # Closed whatever happens, and not when the garbage collector finds it: a source must not be closed while threads
     # still read from it, which ends the process.
-    with closing(read_chips(places, tiling, source, wanted=wanted, threads=threads)) as reads:
-        for band in bands:
-            yield _compute(band, islice(reads, len(band.places)), tiling, predictor, batch_size)
+    with (
+        closing(read_chips(places, tiling, source, wanted=wanted, threads=threads)) as reads,
+        closing(_answers(_batches(bands, reads, batch_size), predictor, passes, at_once)) as answers,
+    ):
+        for band, of_band in groupby(answers, key=lambda answer: answer[0].band):
+            yield _blend(band, of_band, tiling, predictor.layers)
 
 
-def _compute(band: Band, reads: Iterable[Read], tiling: Tiling, predictor: Predictor, batch_size: int) -> Computed:
-    began = time.perf_counter()
-    tally, ground = Tally(), dict[Place, Ground]()
-    predictions = _predictions(reads, predictor, ground, tally, batch_size=batch_size)
+def _batches(bands: Iterable[Band], reads: Iterator[Read], size: int) -> Iterator[_Batch]:
+    """Batches of chips, band by band.
+
+    A batch never crosses a row of a band: so what is computed together, down to the last bit, depends on the band
+    alone and not on who computes which bands.
+    """
+    for band in bands:
+        tally = Tally()
+        for _, row in groupby(_chips(islice(reads, len(band.places)), tally), key=lambda chip: chip.place.r):
+            while batch := tuple(islice(row, size)):
+                yield _Batch(band, batch, tally)
+        yield _Batch(band, (), tally)
+
+
+def _answers(
+    batches: Iterable[_Batch], predictor: Predictor, passes: Executor, at_once: int
+) -> Generator[tuple[_Batch, tuple[Floats, ...]], None, None]:
+    """What the model says of each batch, in order; one more than can go side by side waits its turn."""
+    pending: deque[tuple[_Batch, Future[tuple[Floats, ...]] | None]] = deque()
+
+    def first() -> tuple[_Batch, tuple[Floats, ...]]:
+        batch, future = pending.popleft()
+        began = time.perf_counter()
+        maps = () if future is None else future.result()
+        batch.tally.forward_s += time.perf_counter() - began
+        batch.tally.windows_run += len(batch.chips)
+        return batch, maps
+
+    try:
+        for batch in batches:
+            images = [chip.image for chip in batch.chips]
+            pending.append((batch, passes.submit(predictor, np.stack(images)) if images else None))
+            while sum(future is not None for _, future in pending) > at_once:
+                yield first()
+        while pending:
+            yield first()
+    finally:
+        for _, future in pending:
+            if future is not None:
+                future.cancel()
+
+
+def _blend(
+    band: Band, answers: Iterable[tuple[_Batch, tuple[Floats, ...]]], tiling: Tiling, layers: Sequence[Layer]
+) -> Computed:
+    ground: dict[Place, Ground] = {}
     # One pass gives all layers: the first is blended as they come, the others, which are coarser, wait.
-    later: list[list[Prediction]] = [[] for _ in predictor.layers[1:]]
+    later: list[list[Prediction]] = [[] for _ in layers[1:]]
+    tally, spent = Tally(), 0.0
 
     def first() -> Iterator[Prediction]:
-        for said in predictions:
-            for waiting, prediction in zip(later, said[1:], strict=True):
-                waiting.append(prediction)
-            yield said[0]
+        nonlocal tally, spent
+        waited = time.perf_counter()
+        for batch, maps in answers:
+            spent += time.perf_counter() - waited
+            tally = batch.tally
+            for number, chip in enumerate(batch.chips):
+                ground[chip.place] = chip.ground
+                for waiting, values in zip(later, maps[1:], strict=True):
+                    waiting.append(Prediction(chip.place, values[number]))
+                yield Prediction(chip.place, maps[0][number])
+            waited = time.perf_counter()
+        # Whether the band ends here is known when the next one's first answer has come.
+        spent += time.perf_counter() - waited
 
-    layers = tuple(
+    began = time.perf_counter()
+    blended = tuple(
         blend_band(of_layer, tiling.coarser(layer.px), band.first, band.last)
-        for of_layer, layer in zip((first(), *later), predictor.layers, strict=True)
+        for of_layer, layer in zip((first(), *later), layers, strict=True)
     )
-    tally.stitch_s = time.perf_counter() - began - tally.read_s - tally.forward_s
-    return Computed(band, layers, ground, tally)
+    tally.stitch_s = time.perf_counter() - began - spent
+    return Computed(band, blended, ground, tally)
 
 
 def coarser(mask: Bools, px: int) -> Bools:
@@ -249,25 +317,6 @@ def read_chips(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _predictions(
-    reads: Iterable[Read], predictor: Predictor, ground: dict[Place, Ground], tally: Tally, *, batch_size: int
-) -> Iterator[tuple[Prediction, ...]]:
-    """Run the model on batches of chips; what is known of their cells goes to `ground`.
-
-    A batch never crosses a row of a band: so what is computed together, down to the last bit, depends on the band
-    alone and not on who computes which bands.
-    """
-    for _, row in groupby(_chips(reads, tally), key=lambda chip: chip.place.r):
-        while batch := list(islice(row, batch_size)):
-            began = time.perf_counter()
-            maps = predictor(np.stack([chip.image for chip in batch]))
-            tally.forward_s += time.perf_counter() - began
-            tally.windows_run += len(batch)
-            for number, chip in enumerate(batch):
-                ground[chip.place] = chip.ground
-                yield tuple(Prediction(chip.place, values[number]) for values in maps)
 
 
 def _chips(reads: Iterable[Read], tally: Tally) -> Iterator[Chip]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -83,11 +84,23 @@ class Done(NamedTuple):
 
 
 def stream_cells(  # type: ignore[no-untyped-def]
-    places: list[Place], tiling: Tiling, source: Field, predictor: Brightness, *, tally: Tally, rows: int = 2, **how
+    places: list[Place],
+    tiling: Tiling,
+    source: Field,
+    predictor: Brightness,
+    *,
+    tally: Tally,
+    rows: int = 2,
+    at_once: int = 2,
+    **how,
 ) -> Generator[Done, None, None]:
     """The finished cells of all bands, band by band, NaN where nothing is wanted or known."""
     edges: dict[object, list[Edges]] = {}
-    with closing(compute_bands(list(cut(places, rows).values()), tiling, source, predictor, **how)) as stream:
+    bands = list(cut(places, rows).values())
+    with (
+        ThreadPoolExecutor(at_once) as passes,
+        closing(compute_bands(bands, tiling, source, predictor, passes=passes, at_once=at_once, **how)) as stream,
+    ):
         for band, layers, ground, counted in stream:
             tally.add(counted)
             edges[band.id] = [layer.edges for layer in layers]
@@ -106,7 +119,14 @@ def stream_cells(  # type: ignore[no-untyped-def]
 
 
 def compute(  # type: ignore[no-untyped-def]
-    extent: Window, source: Field, *, aoi: Window | None = None, batch: int = 3, threads: int = 4, rows: int = 2
+    extent: Window,
+    source: Field,
+    *,
+    aoi: Window | None = None,
+    batch: int = 3,
+    threads: int = 4,
+    rows: int = 2,
+    at_once: int = 2,
 ):
     def wanted(window: Window) -> npt.NDArray[np.bool_]:
         mask = np.zeros(window.shape, bool)
@@ -119,7 +139,7 @@ def compute(  # type: ignore[no-untyped-def]
     places = list(TILING.places(extent))
     for place, (values,), mapped, scene in stream_cells(
         places, TILING, source, Brightness(), wanted=wanted, tally=tally, batch_size=batch, threads=threads,
-        rows=rows,
+        rows=rows, at_once=at_once,
     ):  # fmt: skip
         tally.count(mapped, scene)
         cell = TILING.cell(place)
@@ -133,13 +153,13 @@ EXTENTS = st.builds(Window, st.integers(-200, 200), st.integers(-200, 200), st.i
 
 
 @settings(max_examples=25)
-@given(EXTENTS, EXTENTS, st.integers(1, 5), st.integers(1, 6), st.integers(1, 4))
+@given(EXTENTS, EXTENTS, st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
 def test_a_pixel_says_the_same_whatever_aoi_batch_threads_or_bands(
-    a: Window, b: Window, batch: int, threads: int, rows: int
+    a: Window, b: Window, batch: int, threads: int, rows: int, at_once: int
 ) -> None:
     whole = a.union(b)
     small, _ = compute(a, Field())
-    large, _ = compute(whole, Field(), batch=batch, threads=threads, rows=rows)
+    large, _ = compute(whole, Field(), batch=batch, threads=threads, rows=rows, at_once=at_once)
     np.testing.assert_allclose(large[(slice(None), *a.slices_in(whole))], small, atol=1e-5)
     assert np.isfinite(small).all()
 

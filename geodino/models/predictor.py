@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from geodino.errors import ModelError
 from geodino.models.canopy import canopy_forward
 from geodino.models.catalog import Licence, ModelRow
 from geodino.models.network import HeadedNetwork, as_maps
+from geodino.models.passes import BYTES_A_PIXEL, at_once, passes
 from geodino.models.precision import Precision, autocast, normalise, prepare
 from geodino.models.pyramid import CELL
 from geodino.stitch import Layer
@@ -26,8 +29,6 @@ logger = logging.getLogger(__name__)
 # Below about a thousand tokens a call the matrix products of a CPU are 10 to 15 % slower.
 _CPU_TOKENS = 1000
 
-# Peak memory of the head a pixel of the window, ViT-L size: the full-size 128 channels live three to four times.
-_GPU_BYTES_A_PIXEL = 4096
 _GPU_MOST = 32
 
 
@@ -108,6 +109,14 @@ class Model:
     def batch_size(self, side: int) -> int:
         """How many windows of that side, pixels, are predicted at once; falls when memory runs out."""
         return self._batch_size or default_batch_size(side, self.device)
+
+    def at_once(self, side: int) -> int:
+        """How many batches of windows of that side, pixels, are best predicted side by side, see `passes`."""
+        return at_once(self.device, self.batch_size(side) * side * side)
+
+    def passes(self, side: int) -> AbstractContextManager[ThreadPoolExecutor]:
+        """Threads in which so many batches are predicted side by side."""
+        return passes(self.device, self.at_once(side))
 
     def predict(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Height and spread of each pixel.
@@ -254,7 +263,7 @@ def default_batch_size(side: int, device: torch.device) -> int:
     """How many windows of that side, pixels, are a good batch on the device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return max(1, min(_GPU_MOST, free // 2 // (_GPU_BYTES_A_PIXEL * side * side)))
+        return max(1, min(_GPU_MOST, free // 2 // (BYTES_A_PIXEL * side * side)))
     tokens = (side // PATCH) ** 2
     return -(-_CPU_TOKENS // tokens)
 
