@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.crs import CRS
 from source_scenes import make_item, write_catalog, write_scene
+from stac_geoparquet.arrow import parse_stac_items_to_parquet
 from stac_site import serving
 
 from geodino.aoi import read_aoi
@@ -19,7 +23,7 @@ from geodino.batch.areas import area_jobs
 from geodino.batch.asked import Asked, open_batch
 from geodino.batch.cells import cell_side, cells, grid_of, read_side
 from geodino.batch.listing import scene_jobs
-from geodino.errors import AOIError, ConfigError, SourceError
+from geodino.errors import AOIError, ConfigError, ReadError, SourceError
 from geodino.grid import Grid
 from geodino.options import RunOptions
 from geodino.sources import Search
@@ -79,21 +83,55 @@ def test_an_api_gives_jobs_that_can_be_run_from_their_items_alone(tmp_path: Path
     assert bare.item["assets"]["picture"]["href"] == "https://elsewhere.example/a.tif"  # type: ignore[call-overload,index]
 
 
-def test_a_stac_geoparquet_file_gives_the_same_jobs_as_its_catalog(tmp_path: Path) -> None:
-    import rustac
+def write_table(path: Path, items: list[dict[str, Any]]) -> None:
+    parse_stac_items_to_parquet(items, output_path=path, schema="FullFile")
 
+
+def test_a_stac_geoparquet_file_gives_the_same_jobs_as_its_catalog(tmp_path: Path) -> None:
     write_scene(tmp_path / "a.tif")
-    items = [
-        make_item(f"scene{number}", "a.tif", datetime=f"20{number:02}-01-01T00:00:00Z") for number in range(10, 20)
-    ]
-    path = tmp_path / "items.parquet"
-    rustac.write_sync(str(path), items)
-    listing = scene_jobs(resolve(str(path)), Search(), None)
-    assert [job.id for job in listing.jobs] == [f"scene{number}" for number in range(19, 9, -1)]
+    items = [make_item(f"scene{year}", "a.tif", datetime=f"20{year}-01-01T00:00:00Z") for year in range(10, 20)]
+    # A table gives every row the keys of all: a cloud cover that nobody measured is none of 0 %.
+    items[3]["properties"]["eo:cloud_cover"] = 90.0
+    items[4]["assets"]["mask"] = {"href": "mask.tif"}
+    write_table(tmp_path / "items.parquet", items)
+    listing = scene_jobs(resolve(str(tmp_path / "items.parquet")), Search(max_cloud=10), None)
+    assert [job.id for job in listing.jobs] == [f"scene{year}" for year in range(19, 9, -1) if year != 13]
     item = listing.jobs[0].item
     assert item is not None
     assert item["assets"]["picture"]["href"] == str(tmp_path / "a.tif")  # type: ignore[call-overload,index]
-    json.dumps(item)
+    wanted = json.loads(json.dumps(items[9])) | {"links": [], "assets": item["assets"]}
+    assert json.loads(json.dumps(item)) == wanted | {
+        "properties": wanted["properties"] | {"datetime": "2019-01-01T00:00:00.000000Z"}
+    }
+
+
+def test_a_table_on_the_web_leads_to_no_file_of_this_machine(tmp_path: Path) -> None:
+    good = make_item("good", "https://elsewhere.example/a.tif")
+    bad = make_item("bad", "file:///etc/passwd")
+    nowhere = make_item("nowhere", "a.tif")
+    write_table(tmp_path / "items.parquet", [good, bad, nowhere])
+    table = pq.read_table(tmp_path / "items.parquet")
+    shapes = [*table["geometry"].to_pylist()[:2], None]
+    field = table.schema.get_field_index("geometry")
+    pq.write_table(table.set_column(field, table.schema.field(field), pa.array(shapes, pa.binary())),
+                   tmp_path / "items.parquet")  # fmt: skip
+    with serving(tmp_path) as site:
+        listing = scene_jobs(resolve(f"{site.url}/items.parquet"), Search(), None)
+        with pytest.raises(ReadError, match="404"):
+            scene_jobs(resolve(f"{site.url}/none.parquet"), Search(), None)
+    assert [job.id for job in listing.jobs] == ["good"]
+    assert listing.left_out == (
+        "1 whose assets are no business of a remote catalog (bad)",
+        "1 without a geometry (nowhere)",
+    )
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    write_table(tmp_path / "items.parquet", [make_item("a", "a.tif")])
+    content = (tmp_path / "items.parquet").read_bytes()
+    (tmp_path / "items.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ReadError, match=r"items\.parquet cannot be read as stac-geoparquet"):
+        scene_jobs(resolve(str(tmp_path / "items.parquet")), Search(), None)
 
 
 def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -6,16 +6,14 @@ catalog describes are read. Scenes come in the order of the mosaic, so that a jo
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import shapely
 from pydantic import JsonValue
 from pyproj import CRS
@@ -24,25 +22,27 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from geodino.aoi import AOI
+from geodino.batch.item_table import SUFFIXES, table_items
 from geodino.batch.jobs import Job, with_ids
-from geodino.errors import GeodinoError, ReadError, SourceError
+from geodino.errors import ReadError, SourceError
 from geodino.polygons import WGS84, area_m2, joined, polygons
 from geodino.redaction import without_secrets
 from geodino.sources import Search
 from geodino.sources.config import SourceConfig
 from geodino.sources.geotiff import Hints, describe, expand_folder
-from geodino.sources.items import sift
+from geodino.sources.items import WantedItem, sift
 from geodino.sources.order import OrderKey, order_key
-from geodino.sources.raster import is_remote, local_path
+from geodino.sources.raster import check_link, is_remote, local_path, suffix_of
 from geodino.sources.scene import Scene
 from geodino.sources.search import OFF_AOI, Dropped, sentences
 from geodino.sources.stac import stac_items
 from geodino.sources.stac_http import Document, links
 
-PARQUET = (".parquet", ".geoparquet")
+logger = logging.getLogger(__name__)
+
 _WORLD = shapely.box(-180, -90, 180, 90)
-# Headers read at once; and rows of a stac-geoparquet file, which are held as JSON objects of some 10 KiB each.
-_READERS, _ROWS = 8, 1000
+# Headers read at once.
+_READERS = 8
 
 
 class Listing(NamedTuple):
@@ -78,8 +78,8 @@ def scene_jobs(config: SourceConfig, search: Search, aoi: AOI | None) -> Listing
     warnings: tuple[str, ...] = ()
     hrefs = [config.stac] if config.stac is not None else list(config.paths)
     for href in hrefs:
-        if href.lower().endswith(PARQUET):
-            entries += _of_items(_rows(href), area, search, aoi, {str(local_path(href).absolute())})
+        if suffix_of(href) in SUFFIXES:
+            entries += _of_items(table_items(href), area, search, aoi, {_absolute(href)})
         elif config.stac is not None:
             answer = stac_items(href, area, search)
             warnings += answer.warnings
@@ -109,6 +109,10 @@ def _of_items(
             yield Dropped(item.id, OFF_AOI)
             continue
         own = href not in shared
+        # What lies in the list of jobs no longer shows where it came from.
+        if not own and is_remote(href) and not _is_safe(item, href):
+            yield Dropped(item.id, "whose assets are no business of a remote catalog")
+            continue
         names = (item.id, item.facts.collection or "", href if own else "")
         yield _Found(
             order_key(item.facts, names, search.order),
@@ -162,36 +166,23 @@ def _shared(items: list[Document], root: str, searched: bool) -> set[str]:
     return shared
 
 
+def _is_safe(item: WantedItem, via: str) -> bool:
+    """Whether a catalog on the internet may lead to these files."""
+    try:
+        for asset in item.assets:
+            check_link(asset.href, via)
+    except SourceError as error:
+        logger.warning("%s: %s", item.id, error)
+        return False
+    return True
+
+
 def _whole(content: dict[str, object], href: str) -> dict[str, JsonValue]:
     """An Item that can lie anywhere: without its links, the addresses of its assets absolute."""
     assets = content["assets"]
     assert isinstance(assets, dict)  # sift has read them
     moved = {key: asset | {"href": make_absolute_href(str(asset["href"]), href)} for key, asset in assets.items()}
     return content | {"links": [], "assets": moved}  # type: ignore[return-value]
-
-
-def _rows(href: str) -> Iterator[Document]:
-    """The Items of a stac-geoparquet file, a thousand at a time. ReadError where it is none."""
-    import rustac
-
-    path = local_path(href).absolute()
-    try:
-        with pq.ParquetFile(path) as file:
-            if not {"id", "geometry", "assets"} <= set(file.schema_arrow.names):
-                raise SourceError(f"{href} is no stac-geoparquet: it needs the columns id, geometry and assets")
-            for batch in file.iter_batches(batch_size=_ROWS):
-                for content in rustac.from_arrow(pa.Table.from_batches([batch]))["features"]:
-                    yield Document(_self(content, path), content)
-    except (pa.ArrowException, OSError, rustac.RustacError) as error:
-        if isinstance(error, GeodinoError):
-            raise
-        raise ReadError(f"{href} cannot be read as stac-geoparquet: {str(error).splitlines()[0]}") from error
-
-
-def _self(content: dict[str, object], path: Path) -> str:
-    """Where a row says that its Item lies, if that is on the web: paths are those of the machine that wrote them."""
-    own = [link["href"] for link in links(content, "self") if is_remote(str(link.get("href")))]
-    return str(own[0]) if own else str(path)
 
 
 def _absolute(href: str) -> str:
