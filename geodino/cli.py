@@ -51,7 +51,7 @@ def cli(debug: bool, verbose: bool) -> None:
 @cli.command()
 @click.argument("pipeline")
 @click.option("--aoi", required=True, help="Polygons: a file, WKT, minx,miny,maxx,maxy, or sample:NAME.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: out/PIPELINE].")
+@click.option("--out", help="Folder, or s3://, gs:// or az:// place, for the results [default: out/PIPELINE].")
 @click.option(
     "--source",
     "sources",
@@ -119,35 +119,44 @@ def cli(debug: bool, verbose: bool) -> None:
 )
 @click.option("--workers", help="Compute with so many processes of this machine; auto: as many as it can hold.")
 @click.option("--scheduler", help="Compute on the Dask cluster of a scheduler: tcp://HOST:8786, or its scheduler file.")
-@click.option("--config", help="Start a cluster and compute on it: a config's name or YAML file, such as slurm.yaml.")
+@click.option(
+    "--config", help="Start a cluster and compute on it: a config's name or YAML file, such as slurm-cluster."
+)
+@click.option(
+    "--log-json",
+    metavar="FILE",
+    help="Add a JSON object a line to this file (- for standard output): what is said, each band, the speed by minute.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record (or the plan) as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only.")
 def run(
     pipeline: str,
     aoi: str,
-    out: Path | None,
+    out: str | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    log_json: str | None,
     **options: Any,
 ) -> None:
     """Map an area of interest, as PIPELINE says: a name such as `canopy`, or your own YAML file."""
+    from geodino.logs import logged
     from geodino.pipeline import estimate
     from geodino.pipeline import run as run_pipeline
 
     chosen = _run_options(options)
-    with _watch(quiet=quiet) as watch:
+    with _watch(quiet=quiet) as shown, logged(shown, log_json, Path(pipeline).stem) as watch:
         if dry_run:
             cost = estimate(pipeline, aoi=aoi, options=chosen, watch=watch)
         else:
-            folder = out or Path("out") / Path(pipeline).stem
+            folder = out or str(Path("out") / Path(pipeline).stem)
             record = run_pipeline(pipeline, aoi=aoi, out=folder, options=chosen, watch=watch)
     if dry_run:
         click.echo(json.dumps(cost.as_dict(), indent=2) if as_json else cost.as_text())
     elif as_json:
         click.echo(json.dumps(record.as_dict(), indent=2))
-    elif not quiet:
+    elif not quiet and log_json != "-":
         click.echo(f"{record.as_text()}\nthe results are in {folder}")
     if not dry_run and record.losses:
         sys.exit(DONE_IN_PART)

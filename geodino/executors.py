@@ -14,7 +14,7 @@ from geodino.compute import Hand, Work
 from geodino.errors import GeodinoError, ModelError, ReadError, SourceError
 from geodino.models import Model, load_model
 from geodino.models.as_run import ModelAsRun
-from geodino.progress import Progress
+from geodino.progress import Progress, Receipt
 from geodino.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 OF_A_BAND = (ReadError, SourceError, ModelError, MemoryError)
 
 Load = Callable[..., Model]
+Told = Callable[[Receipt | None], None]
+"""Is told of each receipt when it is there, and of None for a band that was given up."""
 
 
 class Executor(Protocol):
@@ -42,8 +44,8 @@ class Executor(Protocol):
     @property
     def described(self) -> str: ...
 
-    def compute(self, progress: Progress, told: Callable[[], None]) -> None:
-        """Predict and finish all bands; calls `told` whenever some are.
+    def compute(self, progress: Progress, told: Told) -> None:
+        """Predict and finish all bands.
 
         Raises
         ------
@@ -96,7 +98,7 @@ class Here:
         self._work, self._model = work, model
         self.model = ModelAsRun.of(model, work.plan.tiling.size)
 
-    def compute(self, progress: Progress, told: Callable[[], None]) -> None:
+    def compute(self, progress: Progress, told: Told) -> None:
         """As `Executor` says."""
         todo = deque(progress.to_predict())
         while True:
@@ -106,17 +108,18 @@ class Here:
                     _predict(hand, todo, progress, told)
                     for id_ in list(progress.can_finish()):
                         own = hand.fetch(progress.receipts[id_])
-                        progress.note(hand.finish(own, progress.around(id_), progress.missing(id_)))
-                        told()
+                        receipt = hand.finish(own, progress.around(id_), progress.missing(id_))
+                        progress.note(receipt)
+                        told(receipt)
                     return
                 except OF_A_BAND as error:
                     if self._work.plan.options.on_band_error == "fail" or not todo:
                         raise
                     give_up(progress, todo.popleft().id, error)
-                    told()
+                    told(None)
 
 
-def _predict(hand: Hand, todo: deque[Band], progress: Progress, told: Callable[[], None]) -> None:
+def _predict(hand: Hand, todo: deque[Band], progress: Progress, told: Told) -> None:
     with closing(hand.compute(list(todo))) as stream:
         for computed in stream:
             id_ = computed.band.id
@@ -127,7 +130,7 @@ def _predict(hand: Hand, todo: deque[Band], progress: Progress, told: Callable[[
                 receipt = hand.finish(computed, progress.around(id_) | {id_: receipt}, progress.missing(id_))
             progress.note(receipt)
             todo.popleft()
-            told()
+            told(receipt)
 
 
 def give_up(progress: Progress, id_: BandId, error: BaseException) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import rasterio
@@ -25,6 +26,7 @@ from geodino.outputs.item import build_item, write_item
 from geodino.outputs.record import RunRecord
 from geodino.plan import Plan, make_plan, with_scenes_used
 from geodino.products import Products, context_m, products_of
+from geodino.progress import Progress, Receipt
 from geodino.provenance import Finished, file_record, make_record
 from geodino.results import write_results
 from geodino.resuming import begin, kept_for_later, tally_of
@@ -32,7 +34,7 @@ from geodino.settings import PipelineSpec, read_pipeline
 from geodino.sources.raster import LOCAL_OPTIONS
 from geodino.stages import gather
 from geodino.stream import Tally
-from geodino.watch import Silent, Watch, count
+from geodino.watch import Fact, Silent, Watch, count
 
 
 def run(
@@ -53,10 +55,12 @@ def run(
     aoi
         A polygon file, WKT, `minx,miny,maxx,maxy`, `sample:NAME`, or an AOI.
     out
-        Holds run.json, item.json, preview.png, scene.tif and what the pipeline makes when this returns, and none of it
-        where it raises. Statistics of each polygon: statistics.parquet and statistics.csv. Heights: canopy_height.tif
-        and canopy_height_spread.tif. Trees: trees.parquet, trees.gpkg, tree_density.tif, and crowns.parquet where they
-        are found on height. A preview that cannot be drawn is left out with a warning.
+        A folder, or a place in a bucket such as s3://bucket/site. Holds run.json, item.json, preview.png, scene.tif and
+        what the pipeline makes when this returns, and none of it where it raises. Statistics of each polygon:
+        statistics.parquet and statistics.csv. Heights: canopy_height.tif and canopy_height_spread.tif. Trees:
+        trees.parquet, trees.gpkg, tree_density.tif, and crowns.parquet where they are found on height. A preview that
+        cannot be drawn is left out with a warning. Where a run is cut short, what it had done is kept below .work, and
+        the same run goes on from there.
     options
         Sources, model and the rest; the command line's defaults.
     watch
@@ -91,7 +95,7 @@ def run(
             progress = begin(work, crew.model, watch)
             before = progress.windows_done
             watch.begin("windows", len(plan.places))
-            crew.compute(progress, lambda: watch.advance(progress.windows_done))
+            crew.compute(progress, partial(_tell, progress, plan, watch))
             tally = tally_of(work, progress)
             written = time.perf_counter()
             # Trees name their scene by its number before the unused ones are left out.
@@ -114,7 +118,7 @@ def run(
                 plan, crew.model, name, tally, results.files, started, total_s, results.trees, crew.described, before
             )
             record = make_record(done)
-            write_item(build_item(record, folder.path), folder.staging("item.json"))
+            write_item(build_item(record, folder.local), folder.staging("item.json"))
             record = replace(record, outputs=(*results.files, file_record(folder.staging("item.json"), "item.json")))
             record.write(folder.staging("run.json"))
             folder.publish()
@@ -184,6 +188,20 @@ def settle(
         f"{plan.grid.crs} at {plan.grid.gsd} m"
     )
     return plan
+
+
+def _tell(progress: Progress, plan: Plan, watch: Watch, receipt: Receipt | None) -> None:
+    if receipt is not None:
+        tally = receipt.tally
+        facts: dict[str, Fact] = {
+            "band": receipt.key,
+            "windows": tally.windows_run,
+            "read_s": round(tally.read_s, 3),
+            "forward_s": round(tally.forward_s, 3),
+            "write_s": round(tally.write_s, 3),
+        }
+        watch.event("band finished" if receipt.final else "band predicted", facts)
+    watch.advance(progress.windows_done, hectares=progress.pixels_done * plan.grid.gsd**2 / 1e4)
 
 
 def _of_losses(tally: Tally, plan: Plan, watch: Watch) -> tuple[str, ...]:

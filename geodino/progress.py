@@ -100,6 +100,8 @@ class Progress:
         Bands that were given up, and why.
     windows_done, bands_done
         Of the bands that are final or given up.
+    pixels_done
+        Of the map, in those that are final.
     """
 
     bands: Mapping[BandId, Band]
@@ -107,12 +109,14 @@ class Progress:
     skipped: dict[BandId, str] = field(default_factory=dict)
     windows_done: int = 0
     bands_done: int = 0
+    pixels_done: int = 0
 
     def note(self, receipt: Receipt) -> None:
         """Note what was done to a band."""
         id_ = BandId.of(receipt.key)
         self.receipts[id_] = receipt
         if receipt.final:
+            self.pixels_done += receipt.tally.pixels_written
             self._count(id_)
 
     def give_up(self, id_: BandId, why: str) -> None:

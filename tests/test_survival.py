@@ -115,6 +115,9 @@ class Cluster:
         """Kill -9 of the scheduler, of a nanny (another is started) or of a worker (its nanny starts another)."""
         if victim == "scheduler":
             self.scheduler.kill()
+            # They would look for it for minutes.
+            for process in [part for nanny in self.nannies for part in family(nanny)]:
+                process.kill()
             self.stack.close()
             self.start()
         elif victim == "nanny":
@@ -122,14 +125,15 @@ class Cluster:
             nanny.kill()
             self.nannies.append(self.worker())
         else:
-            workers = [
-                child
-                for nanny in self.nannies
-                for child in psutil.Process(nanny.pid).children()
-                if any("spawn_main" in word for word in child.cmdline())
-            ]
+            workers = [child for nanny in self.nannies for child in family(nanny)[1:]]
             if workers:
                 rng.choice(workers).kill()
+
+
+def family(nanny: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """A nanny and its worker, if it has one now."""
+    process = psutil.Process(nanny.pid)
+    return [process, *(child for child in process.children() if any("spawn_main" in word for word in child.cmdline()))]
 
 
 def test_twenty_kills_at_random_moments_change_no_byte(site: Site, calm: Path, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def register(
     name
         Under which tasks get it; unique to this run, as others may use the same workers.
     make
-        Called on each worker, in a thread; sent there by pickle, so it holds a path and not a model. A worker on which
+        Called on each worker, in a thread; sent there by pickle, so it holds a path and not a model. What it gives is
+        closed in the end, where it has a `close`. A worker on which
         it raises is not fit: here that is an error, of a worker that joins later a warning, and that worker leaves.
     resources
         What a task takes of a worker: those that offer less get no tasks, and make nothing.
@@ -110,6 +111,10 @@ class _Holder(WorkerPlugin):  # type: ignore[misc]
             worker.loop.add_callback(worker.close, reason="geodino-unfit")
 
     def teardown(self, worker: Worker) -> None:
+        if self._made is not None and self._made.done() and not self._made.cancelled():
+            close = getattr(self._made.result(), "close", None) if self._made.exception() is None else None
+            if close is not None:
+                close()
         self._made = None
 
     def error(self) -> BaseException | None:

@@ -149,8 +149,9 @@ def _local(machines: Machines) -> Iterator[Client]:
         "options": {"host": "127.0.0.1", "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0"},
     }
     settings = _WORKER_SETTINGS | {
+        "distributed.worker.preload": ["geodino.cluster.deaf"],
         # Dask gives workers one thread else, and what it sets here is there before anything is imported.
-        "distributed.nanny.pre-spawn-environ": {name: workers[0]["options"]["env"][name] for name in _THREADS}
+        "distributed.nanny.pre-spawn-environ": {name: workers[0]["options"]["env"][name] for name in _THREADS},
     }
     with (
         _environment_kept(),

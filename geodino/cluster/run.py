@@ -30,7 +30,7 @@ from geodino.cluster.opening import open_client, task_resources
 from geodino.cluster.survey import Computer, Needs, checked
 from geodino.compute import Hand, Work
 from geodino.errors import ClusterError, ModelError
-from geodino.executors import OF_A_BAND, give_up, model_for
+from geodino.executors import OF_A_BAND, Told, give_up, model_for
 from geodino.models.as_run import ModelAsRun
 from geodino.models.loading import find_weights
 from geodino.progress import Progress, Receipt, receipt_of
@@ -106,7 +106,7 @@ class OnCluster:
         self._running: dict[Future, _Task] = {}
         self._asked: dict[BandId, int] = {}
 
-    def compute(self, progress: Progress, told: Callable[[], None]) -> None:
+    def compute(self, progress: Progress, told: Told) -> None:
         """As `Executor` says."""
         try:
             self._compute(progress, told)
@@ -119,7 +119,7 @@ class OnCluster:
                 self._client.cancel(list(self._running))
             self._running.clear()
 
-    def _compute(self, progress: Progress, told: Callable[[], None]) -> None:
+    def _compute(self, progress: Progress, told: Told) -> None:
         todo = deque(progress.to_predict())
         # Of a worker's death its neighbours in time may be accused too; each is tried again by itself.
         suspects: deque[_Task] = deque()
@@ -144,7 +144,7 @@ class OnCluster:
                 self._fault(task, error, progress)
             else:
                 progress.note(future.result())
-            told()
+            told(progress.receipts.get(task.id))
             for id_ in list(progress.can_finish((task.id, *task.id.after))):
                 if not self._is_finishing(id_):
                     self._finish(id_, progress)
