@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 
 from distributed import Worker
@@ -10,3 +11,6 @@ from distributed import Worker
 def dask_setup(worker: Worker) -> None:
     """Dask calls this by its name when a worker starts, in its main thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a task raises reaches the run; what a worker says of being ended in the middle of one is noise.
+    for name in ("distributed.worker.state_machine", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

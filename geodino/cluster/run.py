@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import rasterio
 from distributed import Client, Future, KilledWorker
-from distributed.comm import CommClosedError
 
 from geodino.bands import BandId
 from geodino.cluster.held import held, register, release
@@ -29,7 +28,7 @@ from geodino.cluster.machines import Machines, cluster_config
 from geodino.cluster.opening import open_client, task_resources
 from geodino.cluster.survey import Computer, Needs, checked
 from geodino.compute import Hand, Work
-from geodino.errors import ClusterError, ModelError
+from geodino.errors import ClusterError, GeodinoError, ModelError
 from geodino.executors import OF_A_BAND, Told, give_up, model_for
 from geodino.models.as_run import ModelAsRun
 from geodino.models.loading import find_weights
@@ -47,8 +46,8 @@ _FINISH_FIRST = 10
 # How long a cluster may be without workers; one from a config may wait in a queue as long as that says.
 _WITHOUT_WORKERS_S = 600.0
 _LOOK_EVERY_S = 15.0
-# What a client meets when its scheduler dies, by what it was at.
-_GONE = (CommClosedError, CancelledError, asyncio.CancelledError)
+# What a client meets when its scheduler dies, by what it was at; what tasks raise comes as a GeodinoError.
+_GONE = (OSError, CancelledError, asyncio.CancelledError)
 
 
 @contextmanager
@@ -110,6 +109,8 @@ class OnCluster:
         """As `Executor` says."""
         try:
             self._compute(progress, told)
+        except GeodinoError:
+            raise
         except _GONE as error:
             raise ClusterError(
                 f"the scheduler {self._client.scheduler.address} is gone; run the same command again to go on"
@@ -193,6 +194,8 @@ class OnCluster:
                 f"band {task.id.key} ({windows}) ended every worker that computed it, by itself too; is it too large "
                 "for their memory? Give a smaller --batch-size or more memory, or leave it out by --on-band-error skip"
             )
+        if not isinstance(error, (GeodinoError, MemoryError)):
+            raise ClusterError(f"band {task.id.key} failed on a worker: {type(error).__name__}: {error}") from error
         given_up = isinstance(error, (*OF_A_BAND, ClusterError))
         if not given_up or self._work.plan.options.on_band_error == "fail":
             raise error
