@@ -6,6 +6,7 @@ import asyncio
 import socket
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from distributed import Client, Worker, WorkerPlugin, get_worker
@@ -61,7 +62,8 @@ def offers(offered: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
 def release(client: Client, name: str) -> None:
     """Have every worker let go of a value; nothing where the scheduler is gone."""
     if client.status == "running":
-        client.unregister_worker_plugin(name)
+        with suppress(OSError):
+            client.unregister_worker_plugin(name)
 
 
 def held(name: str, kind: type[Value]) -> Value:

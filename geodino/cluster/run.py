@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ _FINISH_FIRST = 10
 # How long a cluster may be without workers; one from a config may wait in a queue as long as that says.
 _WITHOUT_WORKERS_S = 600.0
 _LOOK_EVERY_S = 15.0
-# What a client meets when its scheduler dies, by what it was at; what tasks raise comes as a GeodinoError.
+# What a client meets when its scheduler dies, by what it was at.
 _GONE = (OSError, CancelledError, asyncio.CancelledError)
 
 
@@ -54,18 +54,31 @@ _GONE = (OSError, CancelledError, asyncio.CancelledError)
 def on_cluster(machines: Machines, work: Work, model: str, watch: Watch) -> Iterator[OnCluster]:
     """Workers that are fit for a run and hold what they need for it; arguments and errors as `executors.executor`."""
     options = work.plan.options
-    with open_client(machines, watch) as client:
-        resources = task_resources(machines, client)
-        needs = Needs(options.device, options.precision, resources, work.plan.scenes, work.store)
-        with checked(client, needs, watch) as computers:
+    with open_client(machines, watch) as client, ExitStack() as stack:
+        with _named_if_gone(client):
+            resources = task_resources(machines, client)
+            needs = Needs(options.device, options.precision, resources, work.plan.scenes, work.store)
+            computers = stack.enter_context(checked(client, needs, watch))
             name = f"geodino-{_token(work)}"
             make = partial(make_hand, work, model, find_weights(model).sha256())
+            stack.callback(release, client, name)
             register(client, name, make, resources=resources)
             patience_s = _WITHOUT_WORKERS_S if machines.config is None else cluster_config(machines.config).wait_s
-            try:
-                yield OnCluster(client, work, name, resources, computers, watch, patience_s)
-            finally:
-                release(client, name)
+            crew = OnCluster(client, work, name, resources, computers, watch, patience_s)
+        yield crew
+
+
+@contextmanager
+def _named_if_gone(client: Client) -> Iterator[None]:
+    """ClusterError where the scheduler dies within the block; what tasks raise comes as a GeodinoError."""
+    try:
+        yield
+    except GeodinoError:
+        raise
+    except _GONE as error:
+        raise ClusterError(
+            f"the scheduler {client.scheduler.address} is gone; run the same command again to go on"
+        ) from error
 
 
 def make_hand(work: Work, model: str, sha256: str) -> Hand:
@@ -108,13 +121,8 @@ class OnCluster:
     def compute(self, progress: Progress, told: Told) -> None:
         """As `Executor` says."""
         try:
-            self._compute(progress, told)
-        except GeodinoError:
-            raise
-        except _GONE as error:
-            raise ClusterError(
-                f"the scheduler {self._client.scheduler.address} is gone; run the same command again to go on"
-            ) from error
+            with _named_if_gone(self._client):
+                self._compute(progress, told)
         finally:
             with suppress(*_GONE):
                 self._client.cancel(list(self._running))
