@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from geodino.batch.jobs import Job
 from geodino.batch.work import Outcome, Task
 from geodino.watch import Watch
 
@@ -23,8 +24,8 @@ class Lanes(Protocol):
     def busy(self) -> bool:
         """Whether any job is under way."""
 
-    def next(self) -> tuple[str, Outcome]:
-        """Wait for a job to end: its id, and how."""
+    def next(self) -> tuple[Job, Outcome]:
+        """Wait for a job to end: which, and how."""
 
     def close(self) -> None:
         """Let go of what is under way."""
@@ -46,10 +47,10 @@ class Here:
     def busy(self) -> bool:
         return self._task is not None
 
-    def next(self) -> tuple[str, Outcome]:
+    def next(self) -> tuple[Job, Outcome]:
         assert self._task is not None
         task, self._task = self._task, None
         with self._watch.part(task.job.name) as part:
-            return task.job.id, self._work(task, part)
+            return task.job, self._work(task, part)
 
     def close(self) -> None: ...

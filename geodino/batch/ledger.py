@@ -110,6 +110,7 @@ class Ledger:
         self._queue: list[str] = []
         self._held: dict[str, int] = {}
         self._owners: dict[str, str] = {}
+        self._aside: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
@@ -126,8 +127,9 @@ class Ledger:
             self.ended += state in ("done", "failed")
             self.failures += state == "failed"
             if state == "waiting" and job_id not in self._held:
-                waiting.append((-track.tries, job.hectares, job_id))
+                waiting.append((job_id not in self._aside, -track.tries, job.hectares, job_id))
         self._queue = [job_id for *_, job_id in sorted(waiting)]
+        self._aside = set()
 
     def claim(self) -> tuple[Job, int] | None:
         """The next job for this process and the number of its attempt, the largest first; None where none waits."""
@@ -164,6 +166,11 @@ class Ledger:
             self._queue.insert(0, job_id)
         return final
 
+    def put_aside(self, job_id: str) -> None:
+        """Give a job back, uncounted, which another process is at; it waits again after the next `refresh`."""
+        self._mark(job_id, self._held.pop(job_id), "released", {})
+        self._aside.add(job_id)
+
     def release(self) -> None:
         """Give back all that this process holds, uncounted, for others to take at once."""
         for job_id, number in list(self._held.items()):
@@ -172,8 +179,13 @@ class Ledger:
 
     @property
     def waiting(self) -> bool:
-        """Whether any job waits to be taken."""
+        """Whether any job can be taken at once."""
         return bool(self._queue)
+
+    @property
+    def aside(self) -> bool:
+        """Whether any job was put aside since the last `refresh`."""
+        return bool(self._aside)
 
     def others(self) -> int:
         """How many jobs other processes hold, as of the last refresh."""

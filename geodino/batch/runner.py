@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from geodino.batch.asked import Batch
 from geodino.batch.index import failed, finished, select, update_index
+from geodino.batch.jobs import Job
 from geodino.batch.lanes import Here, Lanes, Work
 from geodino.batch.leases import Pulse, Pulses, turn
 from geodino.batch.ledger import Ledger, read_tracks
@@ -126,48 +127,63 @@ def gather_results(batch: Batch, watch: Watch) -> Ended:
 
 def _drive(batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, max_failures: int | None) -> str | None:
     """Hand in and settle jobs until none is left; why that was left off, None where it was not."""
-    names = {job.id: job.name for job in batch.jobs}
     may_be_empty = batch.manifest.kind == "grid"
-    refusals, mapped_ha = 0, 0.0
+    refusals, mapped_ha, put_aside = 0, 0.0, set[str]()
     while True:
         while lanes.has_room() and (taken := ledger.claim()) is not None:
-            job, attempt = taken
-            lanes.submit(Task(batch.store.url, job, attempt, batch.spec, batch.options, batch.config, may_be_empty))
-        if lanes.busy():
-            job_id, outcome = lanes.next()
-            if outcome.ends_batch is not None:
-                raise ModelError(outcome.ends_batch)
-            _settle(ledger, job_id, names[job_id], outcome, watch)
-            mapped_ha += float(str(outcome.receipt.get("hectares", 0.0)))
-            watch.advance(ledger.ended, hectares=mapped_ha)
-            refusals = refusals + 1 if outcome.receipt.get("cause") == _REFUSED else 0
-            if refusals == _MOST_REFUSALS:
-                raise OutputError(f"{outcome.receipt['error']}; so it was for {refusals} jobs in a row")
-            if max_failures is not None and ledger.failures > max_failures:
-                return f"{count(ledger.failures, 'job')} failed, more than --max-failures {max_failures}"
-            continue
-        known = ledger.ended
-        ledger.refresh()
-        if ledger.ended != known:
-            watch.advance(ledger.ended, hectares=mapped_ha)
-        if not ledger.waiting:
-            if not ledger.others():
+            lanes.submit(Task(batch.store.url, *taken, batch.spec, batch.options, batch.config, may_be_empty))
+        if not lanes.busy():
+            known = ledger.ended
+            more = _learn(ledger, _pause_s(batch.manifest.lease_s))
+            if ledger.ended != known:
+                watch.advance(ledger.ended, hectares=mapped_ha)
+            if not more:
                 return None
-            time.sleep(_pause_s(batch.manifest.lease_s))
+            continue
+        job, outcome = lanes.next()
+        if outcome.ends_batch is not None:
+            raise ModelError(outcome.ends_batch)
+        if outcome.in_use:
+            ledger.put_aside(job.id)
+            if job.id not in put_aside:
+                watch.note(f"{job.name} is put aside: another process writes to its folder")
+            put_aside.add(job.id)
+            continue
+        _settle(ledger, job, outcome, watch)
+        mapped_ha += float(str(outcome.receipt.get("hectares", 0.0)))
+        watch.advance(ledger.ended, hectares=mapped_ha)
+        refusals = refusals + 1 if outcome.receipt.get("cause") == _REFUSED else 0
+        if refusals == _MOST_REFUSALS:
+            raise OutputError(f"{outcome.receipt['error']}; so it was for {refusals} jobs in a row")
+        if max_failures is not None and ledger.failures > max_failures:
+            return f"{count(ledger.failures, 'job')} failed, more than --max-failures {max_failures}"
+
+
+def _learn(ledger: Ledger, pause_s: float) -> bool:
+    """Learn what the others have done; whether anything is left to do, here or there."""
+    if ledger.aside:
+        time.sleep(pause_s)
+    ledger.refresh()
+    if ledger.waiting:
+        return True
+    if not ledger.others():
+        return False
+    time.sleep(pause_s)
+    return True
 
 
 def _pause_s(lease_s: float) -> float:
     return min(max(lease_s / 8, _LEAST_PAUSE_S), _MOST_PAUSE_S)
 
 
-def _settle(ledger: Ledger, job_id: str, name: str, outcome: Outcome, watch: Watch) -> None:
+def _settle(ledger: Ledger, job: Job, outcome: Outcome, watch: Watch) -> None:
     if outcome.done:
-        ledger.done(job_id, outcome.receipt)
-    elif ledger.failed(job_id, outcome.receipt, again=outcome.again):
-        watch.warn(f"{name} failed: {outcome.receipt['error']}")
+        ledger.done(job.id, outcome.receipt)
+    elif ledger.failed(job.id, outcome.receipt, again=outcome.again):
+        watch.warn(f"{job.name} failed: {outcome.receipt['error']}")
     else:
-        watch.note(f"{name} is tried again later: {outcome.receipt['error']}")
-    facts: dict[str, Fact] = {"job": name}
+        watch.note(f"{job.name} is tried again later: {outcome.receipt['error']}")
+    facts: dict[str, Fact] = {"job": job.name}
     facts |= {key: value for key, value in outcome.receipt.items() if isinstance(value, str | int | float)}
     watch.event("job done" if outcome.done else "job failed", facts)
 
@@ -177,7 +193,7 @@ def _lanes(batch: Batch, machines: Machines, work: Work, watch: Watch) -> Iterat
     if not machines.asked:
         yield Here(work, watch)
         return
-    from geodino.batch.workers import Workers
+    from geodino.batch.workers import Workers, patience_s
     from geodino.cluster.opening import open_client, task_resources
     from geodino.cluster.survey import Needs, checked
 
@@ -186,4 +202,4 @@ def _lanes(batch: Batch, machines: Machines, work: Work, watch: Watch) -> Iterat
         resources = task_resources(machines, client)
         needs = Needs(device=options.device, precision=options.precision, resources=resources, store=batch.store)
         with checked(client, needs, watch):
-            yield Workers(client, work, resources)
+            yield Workers(client, work, resources, watch, patience_s(machines))

@@ -23,6 +23,7 @@ from geodino.errors import (
     AOIError,
     ConfigError,
     GeodinoError,
+    InUseError,
     ModelError,
     NoImageryError,
     OutputError,
@@ -90,6 +91,8 @@ class Outcome:
         What is kept of it.
     again
         Whether a failure may pass.
+    in_use
+        It was not begun, because another process writes to its folder.
     ends_batch
         The sentence of a failure that any other job would meet too.
     """
@@ -97,6 +100,7 @@ class Outcome:
     done: bool
     receipt: Receipt
     again: bool = False
+    in_use: bool = False
     ends_batch: str | None = None
 
 
@@ -241,6 +245,7 @@ def _failure(error: Exception, seconds: float) -> Outcome:
     return Outcome(
         False,
         receipt,
+        in_use=isinstance(error, InUseError),
         again=isinstance(error, _MAY_PASS) or type(error).__name__ == "OutOfMemoryError",
         ends_batch=said if isinstance(error, ModelError) else None,
     )
