@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Collection, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,6 +115,12 @@ class Hand:
         self._model = model
         self._inside = AOIMask(plan.geometry, plan.grid)
         self._needed = AOIMask(plan.needed, plan.grid)
+        self._threads = reader_threads(plan, model)
+        self._open()
+
+    def _open(self) -> None:
+        """Open the imagery, and begin the threads that read it: each has handles of its own, as long as it lives."""
+        plan = self.work.plan
         self._opened = ExitStack()
         self._mosaic = self._opened.enter_context(
             Mosaic(
@@ -124,7 +131,8 @@ class Hand:
                 skip_unreadable=plan.options.on_read_error == "skip",
             )
         )
-        self._passes = self._opened.enter_context(model.passes(plan.tiling.size))
+        self._readers = self._opened.enter_context(ThreadPoolExecutor(self._threads, "geodino-read"))
+        self._passes = self._opened.enter_context(self._model.passes(plan.tiling.size))
 
     def __enter__(self) -> Hand:
         return self
@@ -144,22 +152,29 @@ class Hand:
     def compute(self, bands: Sequence[Band]) -> Generator[Computed, None, None]:
         """What the windows of each band say, one after the other; errors as for reading and for the model."""
         plan, model = self.work.plan, self._model
-        with closing(
-            compute_bands(
-                bands,
-                plan.tiling,
-                self._mosaic,
-                model.asked(self.work.products.tasks),
-                wanted=self._needed,
-                passes=self._passes,
-                at_once=model.at_once(plan.tiling.size),
-                batch_size=model.batch_size(plan.tiling.size),
-                threads=reader_threads(plan, model),
-            )
-        ) as stream:
-            for computed in stream:
-                computed.tally.unverified |= set(self._mosaic.unverified)
-                yield computed
+        try:
+            with closing(
+                compute_bands(
+                    bands,
+                    plan.tiling,
+                    self._mosaic,
+                    model.asked(self.work.products.tasks),
+                    wanted=self._needed,
+                    readers=self._readers,
+                    passes=self._passes,
+                    at_once=model.at_once(plan.tiling.size),
+                    batch_size=model.batch_size(plan.tiling.size),
+                    threads=self._threads,
+                )
+            ) as stream:
+                for computed in stream:
+                    computed.tally.unverified |= set(self._mosaic.unverified)
+                    yield computed
+        except BaseException:
+            # The imagery was told to stop, and would give nothing to the next band.
+            self.close()
+            self._open()
+            raise
 
     def keep(self, computed: Computed, *, core: bool) -> Receipt:
         """Put what a band says into the store: its edges, and its core where somebody else will finish it.

@@ -101,22 +101,19 @@ class Here:
     def compute(self, progress: Progress, told: Told) -> None:
         """As `Executor` says."""
         todo = deque(progress.to_predict())
-        while True:
-            # A hand is of no use after an error: its imagery was told to stop.
-            with Hand(self._work, self._model) as hand:
+        with Hand(self._work, self._model) as hand:
+            while todo:
                 try:
                     _predict(hand, todo, progress, told)
-                    for id_ in list(progress.can_finish()):
-                        own = hand.fetch(progress.receipts[id_])
-                        receipt = hand.finish(own, progress.around(id_), progress.missing(id_))
-                        progress.note(receipt)
-                        told(receipt)
-                    return
                 except OF_A_BAND as error:
-                    if self._work.plan.options.on_band_error == "fail" or not todo:
+                    if self._work.plan.options.on_band_error == "fail":
                         raise
                     give_up(progress, todo.popleft().id, error)
                     told(None)
+            for id_ in list(progress.can_finish()):
+                receipt = hand.finish(hand.fetch(progress.receipts[id_]), progress.around(id_), progress.missing(id_))
+                progress.note(receipt)
+                told(receipt)
 
 
 def _predict(hand: Hand, todo: deque[Band], progress: Progress, told: Told) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -162,6 +162,7 @@ def compute_bands(
     predictor: Predictor,
     *,
     wanted: Callable[[Window], Bools],
+    readers: Executor,
     passes: Executor,
     at_once: int = 1,
     batch_size: int = 1,
@@ -185,7 +186,7 @@ def compute_bands(
     # Closed whatever happens, and not when the garbage collector finds it: a source must not be closed while threads
     # still read from it, which ends the process.
     with (
-        closing(read_chips(places, tiling, source, wanted=wanted, threads=threads)) as reads,
+        closing(read_chips(places, tiling, source, wanted=wanted, readers=readers, threads=threads)) as reads,
         closing(_answers(_batches(bands, reads, batch_size), predictor, passes, at_once)) as answers,
     ):
         for band, of_band in groupby(answers, key=lambda answer: answer[0].band):
@@ -290,6 +291,7 @@ def read_chips(
     source: Source,
     *,
     wanted: Callable[[Window], Bools],
+    readers: Executor,
     threads: int = READER_THREADS,
 ) -> Generator[Read, None, None]:
     """Read windows ahead of their use and yield all of them in order.
@@ -302,21 +304,22 @@ def read_chips(
         found = _read_chip(place, tiling, source, wanted)
         return found._replace(decode_s=time.perf_counter() - began)
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="geodino-read")
     pending: deque[Future[Read]] = deque()
     ahead = iter(places)
     try:
-        pending.extend(pool.submit(read, place) for place in islice(ahead, 2 * threads))
+        pending.extend(readers.submit(read, place) for place in islice(ahead, 2 * threads))
         while pending:
             found = pending.popleft().result()
-            pending.extend(pool.submit(read, place) for place in islice(ahead, 1))
+            pending.extend(readers.submit(read, place) for place in islice(ahead, 1))
             yield found
     except BaseException:
         # Whoever asked is gone; a read that waits for a server must not hold them up for minutes.
         source.stop()
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for read_ahead in pending:
+            read_ahead.cancel()
+        wait(pending)
 
 
 def _chips(reads: Iterable[Read], tally: Tally) -> Iterator[Chip]:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,7 @@ class Cut(Silent):
     def note(self, sentence: str) -> None:
         self.notes.append(sentence)
 
-    def advance(self, done: int) -> None:
+    def advance(self, done: int, *, hectares: float = 0.0) -> None:
         if done >= self.at:
             self.at = 10**9
             raise KeyboardInterrupt
@@ -317,3 +318,26 @@ def test_a_run_without_a_valid_pixel_leaves_nothing_behind(options: RunOptions, 
 def test_the_record_says_who_computed(whole: Path) -> None:
     record = read_record(whole / "run.json")
     assert record.computed_by == "this process" and record.windows_from_before == 0
+
+
+def test_a_hand_goes_on_after_an_error(whole: Path, options: RunOptions, tmp_path: Path) -> None:
+    """As a worker does that computes bands of a run which may give some up."""
+    cut_short(tmp_path, options, 1)
+    products = products_of(read_pipeline("canopy"), str(options.model))
+    plan = settle(read_pipeline("canopy"), AOI, options, str(options.model), products, Silent())
+    model = load_model(str(options.model), precision="fp32", device="cpu")
+    maps = model.maps
+
+    def failing(images, tasks=None):  # type: ignore[no-untyped-def]
+        model.maps = maps
+        raise ReadError("the disk of this scene is worn out")
+
+    model.maps = failing
+    work = Work(plan, products, Store(str(tmp_path / ".work")))
+    bands = list(work.bands.values())
+    before = threading.active_count()
+    with Hand(work, model) as hand:
+        with pytest.raises(ReadError, match="worn out"):
+            list(hand.compute(bands))
+        assert [computed.band for computed in hand.compute(bands)] == bands
+    assert threading.active_count() == before

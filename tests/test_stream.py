@@ -99,7 +99,10 @@ def stream_cells(  # type: ignore[no-untyped-def]
     bands = list(cut(places, rows).values())
     with (
         ThreadPoolExecutor(at_once) as passes,
-        closing(compute_bands(bands, tiling, source, predictor, passes=passes, at_once=at_once, **how)) as stream,
+        ThreadPoolExecutor(how.get("threads", 16)) as readers,
+        closing(
+            compute_bands(bands, tiling, source, predictor, readers=readers, passes=passes, at_once=at_once, **how)
+        ) as stream,
     ):
         for band, layers, ground, counted in stream:
             tally.add(counted)

@@ -218,15 +218,21 @@ def test_ctrl_c_ends_all_processes_and_the_run_can_go_on(site: Site, calm: Path,
 
 
 @pytest.fixture(scope="module")
-def poison(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A valid GeoTIFF of 96 px whose one block takes gigabytes when it is decoded."""
-    path = tmp_path_factory.mktemp("poison") / "poison.tif"
-    corner = Affine(GSD, 0, WEST + 600 * GSD, 0, -GSD, NORTH - 600 * GSD)
-    write(
-        path, np.full((3, 96, 96), 99, np.uint8), transform=corner, tiled=True, blockxsize=16384, blockysize=16384,
-        interleave="pixel",
-    )  # fmt: skip
-    return path
+def poison(site: Site, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """GeoTIFFs of 96 px side by side, each of one block that takes a quarter of a gigabyte when it is decoded."""
+    folder = tmp_path_factory.mktemp("poison")
+    for number in range(4):
+        row, col = 600 + 96 * (number // 2), 600 + 96 * (number % 2)
+        write(
+            folder / f"{number}.tif",
+            np.full((3, 96, 96), 99, np.uint8),
+            transform=Affine(GSD, 0, WEST + col * GSD, 0, -GSD, NORTH - row * GSD),
+            tiled=True,
+            blockxsize=9344,
+            blockysize=9344,
+            interleave="pixel",
+        )
+    return tuple(sorted(folder.iterdir()))
 
 
 @contextmanager
@@ -235,21 +241,31 @@ def small_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")
     with (
         running_scheduler(folder) as file,
-        running_worker(file, "--nanny", "--memory-limit", "1200MiB"),
-        running_worker(file, "--nanny", "--memory-limit", "1200MiB"),
+        running_worker(file, "--nanny", "--memory-limit", "1050MiB"),
+        running_worker(file, "--nanny", "--memory-limit", "1050MiB"),
     ):
         until_workers(file, 2)
         yield file
 
 
 def test_a_band_that_ends_its_workers_is_named_or_left_out_and_no_other(
-    site: Site, calm: Path, poison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Site, calm: Path, poison: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = (poison, site.scene)
+    sources = (*poison, site.scene)
     with small_cluster(tmp_path, monkeypatch) as file:
-        said = site.finish(tmp_path / "out", "--scheduler", str(file), sources=sources, code=4)
+        said = site.finish(tmp_path / "out", "--scheduler", str(file), "--threads", "8", sources=sources, code=4)
         assert "ended every worker that computed it" in said and "--on-band-error skip" in said
-        site.finish(tmp_path / "out", "--scheduler", str(file), "--on-band-error", "skip", sources=sources, code=5)
+        site.finish(
+            tmp_path / "out",
+            "--scheduler",
+            str(file),
+            "--threads",
+            "8",
+            "--on-band-error",
+            "skip",
+            sources=sources,
+            code=5,
+        )
     record = read_record(tmp_path / "out" / "run.json")
     assert record.windows_from_before > 0
     assert record.losses and all("ended every worker" in said for said in record.losses)

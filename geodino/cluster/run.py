@@ -46,6 +46,7 @@ _FINISH_FIRST = 10
 # How long a cluster may be without workers; one from a config may wait in a queue as long as that says.
 _WITHOUT_WORKERS_S = 600.0
 _LOOK_EVERY_S = 15.0
+_COUNT_EVERY_S = 2.0
 # What a client meets when its scheduler dies, by what it was at.
 _GONE = (OSError, CancelledError, asyncio.CancelledError)
 
@@ -117,6 +118,7 @@ class OnCluster:
         self._answers: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._running: dict[Future, _Task] = {}
         self._asked: dict[BandId, int] = {}
+        self._most, self._counted_at = _LEAST_TASKS, -_COUNT_EVERY_S
 
     def compute(self, progress: Progress, told: Told) -> None:
         """As `Executor` says."""
@@ -145,7 +147,8 @@ class OnCluster:
             task, future = self._next()
             if future.status == "cancelled":
                 raise CancelledError
-            error = future.exception()
+            # Each question to the scheduler takes a millisecond.
+            error = future.exception() if future.status == "error" else None
             if isinstance(error, KilledWorker) and not task.alone:
                 suspects.append(task)
                 continue
@@ -213,8 +216,10 @@ class OnCluster:
         return any(task.id == id_ for task in self._running.values())
 
     def _most_tasks(self) -> int:
-        threads = sum(int(each) for each in self._client.nthreads().values())
-        return max(_LEAST_TASKS, _TASKS_A_THREAD * threads)
+        if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
+            threads = sum(int(each) for each in self._client.nthreads().values())
+            self._most, self._counted_at = max(_LEAST_TASKS, _TASKS_A_THREAD * threads), time.monotonic()
+        return self._most
 
 
 def _token(work: Work) -> str:
