@@ -183,18 +183,6 @@ def finish_row(columns: Iterable[Column], above: Spill, lattice: Lattice, spill:
         yield Cell(place, cell)
 
 
-def stitch(predictions: Iterable[Prediction], lattice: Lattice) -> Iterator[Cell]:
-    """Stream finished cells from predictions in lattice order (row by row, west to east)."""
-    above: Spill = {}
-    above_row: int | None = None
-    for row, group in groupby(predictions, key=lambda prediction: prediction.place.r):
-        if above_row is not None and row != above_row + 1:
-            above = {}
-        spill: Spill = {}
-        yield from finish_row(blend_row(group, lattice), above, lattice, spill)
-        above, above_row = spill, row
-
-
 def _support(values: Array, lattice: Lattice) -> Array:
     """The part of a window's prediction that counts: the window less its margin."""
     margin, side = lattice.margin, lattice.support_size

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geodino.grid import Window
 from geodino.bands import cut
-from geodino.stitch import Prediction, Spill, blend_band, blend_row, finish_band, finish_row, stitch
+from geodino.grid import Window
+from geodino.stitch import Cell, Prediction, Spill, blend_band, blend_row, finish_band, finish_row
 from geodino.windows import Place, Tiling
 
 TILINGS = st.sampled_from([Tiling(64, 32, 8), Tiling(96, 16, 0), Tiling(64, 16, 7), Tiling(128, 64, 16)])
 EXTENTS = st.builds(Window, st.integers(-400, 400), st.integers(-400, 400), st.integers(1, 300), st.integers(1, 300))
+
+
+def stitch(predictions: Iterable[Prediction], lattice: Tiling) -> Iterator[Cell]:
+    """Finished cells of one endless row of bands: rows of windows one after the other, the plain way."""
+    above: Spill = {}
+    above_row: int | None = None
+    for row, group in groupby(predictions, key=lambda prediction: prediction.place.r):
+        if above_row is not None and row != above_row + 1:
+            above = {}
+        spill: Spill = {}
+        yield from finish_row(blend_row(group, lattice), above, lattice, spill)
+        above, above_row = spill, row
 
 
 def picture(window: Window) -> npt.NDArray[np.float32]:
