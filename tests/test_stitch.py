@@ -137,7 +137,7 @@ def test_bands_say_to_the_last_bit_what_the_whole_says_however_they_are_cut(
 ) -> None:
     places = list(tiling.places(extent))
     kept = sorted(data.draw(st.sets(st.sampled_from(places), min_size=1)))
-    whole = {place: values for place, values in stitch(predictions(tiling, kept, noise=True), tiling)}
+    whole = dict(stitch(predictions(tiling, kept, noise=True), tiling))
     bands = cut(kept, rows)
     own = {
         id_: blend_band(predictions(tiling, list(band.places), noise=True), tiling, band.first, band.last)
@@ -154,7 +154,7 @@ def test_bands_say_to_the_last_bit_what_the_whole_says_however_they_are_cut(
             west=edges.get(id_.west),
             northwest=edges.get(id_.northwest),
         )
-        found |= {place: values for place, values in finished}
+        found |= dict(finished)
     assert found.keys() == whole.keys()
     for place, values in whole.items():
         np.testing.assert_array_equal(found[place], values)
