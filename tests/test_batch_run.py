@@ -1,4 +1,4 @@
-"""Batches of real runs of a tiny model: gone on with after a kill, failed in part, tried again, shared out by Dask."""
+"""Batches of real runs of a tiny model: gone on with after a kill, failed in part, tried again, in use elsewhere."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
-import dask.config
 import numpy as np
+import pystac
 import pytest
 import rasterio
-from batch_work import do, lines, small_batch
+import shapely
 from click.testing import CliRunner
+from rasterio.warp import transform_bounds
+from shapely.geometry import mapping
+from stac_geoparquet.arrow import parse_stac_items_to_parquet
 
 from geodino.batch.asked import Asked, open_batch
+from geodino.batch.ledger import read_tracks
 from geodino.batch.runner import run_batch
 from geodino.batch.status import read_status
 from geodino.batch.work import Task, run_job
 from geodino.cli import cli
-from geodino.cluster.machines import Machines
-from geodino.errors import DONE_IN_PART, ModelError
+from geodino.errors import DONE_IN_PART, ConfigError, GeodinoError, ModelError, OutputError, SourceError
+from geodino.fingerprint import NAME as FINGERPRINT
 from geodino.options import RunOptions
+from geodino.outputs.folder import OutputFolder
 from geodino.outputs.record import read_record
 from geodino.pipeline import run
 from geodino.stores import Store
@@ -158,6 +163,160 @@ def test_other_weights_under_the_same_name_end_the_batch(scenes: Path, tiny_mode
     assert read_status(batch.store).waiting == 3
 
 
+class Noting(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+
+def test_a_job_whose_folder_another_run_holds_is_done_later_and_uncounted(
+    scenes: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    batch = open_batch(Asked("canopy", RunOptions(model=str(tiny_model)), str(scenes), lease_s=1), Store(str(tmp_path)),
+                       Silent())  # fmt: skip
+    held = OutputFolder(tmp_path / batch.jobs[0].key)
+
+    class Other(Noting):
+        def note(self, sentence: str) -> None:
+            super().note(sentence)
+            if sentence.startswith(f"{batch.jobs[0].name} is put aside"):
+                held.__exit__(None, None, None)
+
+    watch = Other()
+    with held:
+        ended = run_batch(batch, watch)
+    assert (ended.done, ended.failed) == (3, 0)
+    track = read_tracks(batch.store)[batch.jobs[0].id]
+    assert track.attempts[1] == {"claim", "released"} and track.tries == 1
+    assert sum("is put aside" in note for note in watch.notes) == 1
+
+
+_DYING = """
+import os, signal, sys
+from geodino.batch.asked import Asked, open_batch
+from geodino.batch.runner import run_batch
+from geodino.options import RunOptions
+from geodino.stores import Store
+from geodino.watch import Silent
+
+class Dying(Silent):
+    def begin(self, title, total):
+        self.windows = title == "windows"
+
+    def advance(self, done, *, hectares=0.0):
+        if self.windows and done:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+asked = Asked("canopy", RunOptions(model=sys.argv[1]), sys.argv[2], lease_s=1)
+run_batch(open_batch(asked, Store(sys.argv[3]), Silent()), Dying())
+"""
+
+
+def test_a_job_that_was_killed_in_the_middle_is_gone_on_with_by_whoever_takes_it(
+    photo: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    killed = subprocess.run([sys.executable, "-c", _DYING, tiny_model, photo, tmp_path], timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    options, watch = RunOptions(model=str(tiny_model)), Noting()
+    batch = open_batch(Asked("canopy", options, str(photo), lease_s=1), Store(str(tmp_path)), Silent())
+    assert run_batch(batch, watch).done == 1
+    (said,) = (note for note in watch.notes if "unfinished run" in note)
+    done, total = (int(word) for word in said.split(": ")[1].split() if word.isdecimal())
+    assert 0 < done < total
+    (made,) = tmp_path.glob("jobs/*/*/canopy_height.tif")
+    run("canopy", aoi=batch.jobs[0].aoi, out=tmp_path / "one",
+        options=RunOptions(model=str(tiny_model), sources=(str(photo),), aoi_crs=batch.jobs[0].aoi_crs))  # fmt: skip
+    assert made.read_bytes() == (tmp_path / "one/canopy_height.tif").read_bytes()
+    assert not list(tmp_path.glob("jobs/*/*/.work/*"))
+
+
+def test_work_that_nobody_can_go_on_with_is_done_anew(photo: Path, tiny_model: Path, tmp_path: Path) -> None:
+    batch = open_batch(Asked("canopy", RunOptions(model=str(tiny_model)), str(photo)), Store(str(tmp_path)), Silent())
+    work = batch.store.below(f"{batch.jobs[0].key}/.work")
+    work.put(FINGERPRINT, json.dumps({"torch": "of another machine"}).encode())
+    task = Task(batch.store.url, batch.jobs[0], 1, batch.spec, batch.options)
+    assert run_job(task).done
+    assert not list(work.entries())
+
+
+def test_the_item_of_a_table_lies_beside_what_was_made_of_its_scene(
+    photo: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    with rasterio.open(photo) as source:
+        bounds = transform_bounds(source.crs, 4326, *source.bounds)
+    item = pystac.Item("only", mapping(shapely.box(*bounds)), list(bounds), datetime(2020, 6, 1, tzinfo=UTC), {})
+    item.add_asset("picture", pystac.Asset(str(photo), media_type=pystac.MediaType.COG, roles=["data"]))
+    parse_stac_items_to_parquet([item.to_dict()], output_path=tmp_path / "scenes.parquet", schema="FullFile")
+    out = tmp_path / "out"
+    code, said = invoke("canopy", "--catalog", tmp_path / "scenes.parquet", "--model", tiny_model, "--out", out)
+    assert code == 0, said
+    made = folder_of(out, "only")
+    (link,) = pystac.Item.from_file(made / "item.json").get_links("derived_from")
+    assert Path(link.get_absolute_href()) == made / "source.json" and (made / "source.json").is_file()
+
+
+def test_cells_without_imagery_are_empty_and_no_failures(photo: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with rasterio.open(photo) as source:
+        _, south, east, _ = source.bounds
+    aoi = f"{east - 60},{south},{east + 200},{south + 60}"
+    words = ("canopy", "--grid", "100m", "--aoi", aoi, "--aoi-crs", "EPSG:26910", "--source", photo)
+    code, said = invoke(*words, "--model", tiny_model, "--out", tmp_path)
+    assert code == 0, said
+    found = json.loads(invoke("status", tmp_path, "--json")[1])
+    assert found["failed"] == 0 and 0 < found["empty"] < found["done"] == found["jobs"]
+    assert "cells without imagery" in invoke("status", tmp_path)[1]
+    assert len(list(tmp_path.glob("jobs/*/*/run.json"))) == found["done"] - found["empty"]
+
+
+def test_a_batch_is_left_when_more_jobs_fail_than_may_and_says_so(
+    scenes: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    gone, out = shutil.copytree(scenes, tmp_path / "scenes"), tmp_path / "out"
+    asked = ("canopy", "--catalog", gone, "--model", tiny_model, "--out", out)
+    open_batch(Asked("canopy", RunOptions(model=str(tiny_model)), str(gone)), Store(str(out)), Silent())
+    for path in gone.glob("*.tif"):
+        path.unlink()
+    code, said = invoke(*asked, "--max-failures", 1)
+    assert code == DONE_IN_PART
+    assert "stopped: 2 jobs failed, more than --max-failures 1; `geodino batch status" in said
+    code, said = invoke(*asked)
+    assert code == DONE_IN_PART
+    assert "0 jobs of 3 done, 3 failed, 0 left" in said and "models: ;" not in said
+    assert invoke("status", out)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        (("canopy", "--model", "nano"), ConfigError, "give --catalog"),
+        (("canopy", "--model", "nano", "--catalog", "nowhere/"), SourceError, "nowhere"),
+        (("canopy", "--model", "nano", "--catalog", "areas.csv", "--source", "sample"), ConfigError,
+         "cannot be read as CSV"),
+        (("canopy", "--catalog", "sample"), ConfigError, "takes no model auto"),
+        (("meadow", "--model", "nano", "--catalog", "sample"), ConfigError, "meadow"),
+        (("canopy", "--model", "nano", "--catalog", "sample", "--workers", "few"), ConfigError, "--workers few"),
+        (("canopy", "--model", "nano", "--catalog", "sample", "--workers", "1", "--config", "x"), ConfigError,
+         "give one of them"),
+        (("canopy", "--model", "nano", "--grid", "10", "--aoi", "sample:autzen", "--source", "sample"), ConfigError,
+         "with its unit"),
+        (("status",), OutputError, "holds no batch"),
+        (("retry",), OutputError, "holds no batch"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_before_anything_is_written(
+    words: tuple[str, ...], kind: type[GeodinoError], said: str, tmp_path: Path
+) -> None:
+    place = (tmp_path / "out",) if words[0] in ("status", "retry") else ("--out", tmp_path / "out")
+    result = CliRunner().invoke(cli, ["batch", *words, *map(str, place)])
+    assert isinstance(result.exception, kind), result.exception
+    assert said in str(result.exception)
+    assert not (tmp_path / "out/.batch").exists()
+
+
 def test_ctrl_c_gives_back_what_was_under_way(scenes: Path, tiny_model: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("canopy", "--catalog", scenes, "--model", tiny_model, "--out", tmp_path),
@@ -179,7 +338,7 @@ def test_a_real_batch_that_is_killed_goes_on_and_ends_the_same(scenes: Path, tin
         return command("canopy", "--catalog", scenes, "--model", tiny_model, "--out", out, "--lease-s", 1)
 
     subprocess.run(words(tmp_path / "quiet"), check=True, capture_output=True)
-    for pause_s in (0.0, 0.2, 0.5, 0.9):
+    for pause_s in (0.0, 0.3, 0.8):
         process = subprocess.Popen(words(tmp_path / "killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None and not is_at_work(tmp_path / "killed", process.pid):
             time.sleep(0.02)
@@ -196,41 +355,3 @@ def test_a_real_batch_that_is_killed_goes_on_and_ends_the_same(scenes: Path, tin
 
 def is_at_work(out: Path, pid: int) -> bool:
     return any(f"-{pid}-" in path.name for path in out.glob(".batch/owners/*.json"))
-
-
-@pytest.mark.slow
-def test_dask_workers_do_the_jobs_and_a_poison_job_takes_no_other_along(tmp_path: Path) -> None:
-    names = [f"job{number:02}" for number in range(20)]
-    batch = small_batch(tmp_path, [*names[:3], "poison", *names[3:], "bad"], lease_s=30)
-    # As it is set, Dask lets four workers die before it blames anyone, and each takes seconds to start again.
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
-        ended = do(batch, machines=Machines(workers=2))
-    assert (ended.done, ended.failed) == (20, 2)
-    assert sorted(set(lines(tmp_path, "done"))) == names
-    status = read_status(batch.store)
-    assert status.causes["its process died"].example == "poison"
-    # Once among others and once alone.
-    assert sum(line.startswith("poison ") for line in lines(tmp_path, "begun")) == 2
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_costs_no_job(tmp_path: Path) -> None:
-    import os
-    import threading
-
-    names = [f"job{number:03}" for number in range(100)]
-    batch = small_batch(tmp_path, names, lease_s=30)
-
-    def kill_some() -> None:
-        for _ in range(2):
-            known = len(lines(tmp_path, "begun"))
-            while len(lines(tmp_path, "begun")) < known + 10:
-                time.sleep(0.02)
-            os.kill(int(lines(tmp_path, "begun")[-1].split()[2]), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_some)
-    killer.start()
-    ended = do(batch, machines=Machines(workers=2))
-    killer.join()
-    assert (ended.done, ended.failed) == (100, 0)
-    assert Counter(lines(tmp_path, "done")).keys() == set(names)

@@ -118,7 +118,8 @@ class Summary:
         lines = [f"{count(self.done, 'job')} of {self.planned:,} done, {self.failed:,} failed, {self.left:,} left"]
         twice = self.mapped_ha - self.own_ha
         also = f" ({twice:,.2f} ha more were mapped by several jobs and count once)" if twice > 0.005 else ""
-        lines.append(f"{self.own_ha:,.2f} ha mapped from {count(self.scenes, 'scene')}{also}")
+        if self.done:
+            lines.append(f"{self.own_ha:,.2f} ha mapped from {count(self.scenes, 'scene')}{also}")
         if self.trees is not None:
             lines.append(f"{count(self.trees, 'tree')}, each once")
         for cause, number in list(self.causes.items())[:_MOST_CAUSES]:
@@ -127,7 +128,8 @@ class Summary:
             lines.append(f"failed: {count(len(self.causes) - _MOST_CAUSES, 'other cause')}; summary.json has all")
         if self.missing:
             lines.append(f"{count(self.missing, 'job')} done and without results: retry")
-        lines.append(f"models: {', '.join(self.models)}; licences: {', '.join(self.licences)}")
+        if self.models:
+            lines.append(f"models: {', '.join(self.models)}; licences: {', '.join(self.licences)}")
         if self.demonstration:
             lines.append("by a demonstration model: do not rely on these numbers")
         return "\n".join(lines)

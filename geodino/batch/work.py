@@ -9,7 +9,7 @@ import time
 import traceback
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 
@@ -32,7 +32,7 @@ from geodino.errors import (
 )
 from geodino.models import Model, load_model
 from geodino.options import RunOptions
-from geodino.outputs.folder import RECORD_NAME
+from geodino.outputs.folder import RECORD_NAME, WORK_NAME
 from geodino.outputs.record import RunRecord, read_record
 from geodino.pipeline import run
 from geodino.settings import PipelineSpec
@@ -41,6 +41,7 @@ from geodino.stores import Store
 from geodino.watch import Silent, Watch
 
 WEIGHTS = ".batch/weights.json"
+SCENE_ITEM = "source.json"
 # What failures are called where they are counted; the first that fits. All else is unforeseen, and told by its class.
 CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (AOIError, "the area cannot be used"),
@@ -156,15 +157,18 @@ def _run(task: Task, scratch: Path, watch: Watch) -> RunRecord:
         _require_same_weights(store, model.weights_sha256)
         return model
 
-    return run(
-        pipeline,
-        aoi=replace(area, origin=job.name),
-        out=store.below(job.key).url,
-        # Whatever lies there is of this job, left by a process that died.
-        options=replace(task.options, sources=_sources(task, scratch), overwrite=True),
-        watch=watch,
-        load=load,
-    )
+    place = store.below(job.key)
+    # Whatever lies there is of this job, left by a process that died.
+    options = replace(task.options, sources=_sources(task, store, scratch), overwrite=True)
+    mapped = partial(run, pipeline, aoi=replace(area, origin=job.name), out=place.url, watch=watch, load=load)
+    begun = next(place.below(WORK_NAME).entries(), None) is not None
+    try:
+        return mapped(options=options)
+    except ConfigError:
+        # Begun with other libraries, or from a picture that has changed since: nobody will come to go on with that.
+        if not begun:
+            raise
+        return mapped(options=replace(options, resume=False))
 
 
 @lru_cache(maxsize=1)
@@ -184,14 +188,13 @@ def _require_same_weights(store: Store, sha256: str) -> None:
         )
 
 
-def _sources(task: Task, scratch: Path) -> tuple[str, ...]:
+def _sources(task: Task, store: Store, scratch: Path) -> tuple[str, ...]:
     job = task.job
     if job.source is None and job.item is None:
         return task.options.sources
     source = job.source
     if source is None:
-        source = str(scratch / "item.json")
-        Path(source).write_text(json.dumps(job.item), encoding="utf-8")
+        source = _laid_down(job, store, scratch)
     if task.config is None:
         return (source,)
     wanted = resolve(source).model_dump(mode="json", exclude_none=True) | task.config.model_dump(
@@ -200,6 +203,18 @@ def _sources(task: Task, scratch: Path) -> tuple[str, ...]:
     config = scratch / "source.yaml"
     config.write_text(yaml.safe_dump(wanted), encoding="utf-8")
     return (str(config),)
+
+
+def _laid_down(job: Job, store: Store, scratch: Path) -> str:
+    """The path of the scene's Item: beside the results, which link to it, where they are on a disk."""
+    content = json.dumps(job.item).encode()
+    if store.folder is None:
+        path = scratch / SCENE_ITEM
+        path.write_bytes(content)
+        return str(path)
+    key = f"{job.key}/{SCENE_ITEM}"
+    store.put(key, content)
+    return str(store.folder / key)
 
 
 def _earlier(task: Task, scratch: Path) -> RunRecord | None:
