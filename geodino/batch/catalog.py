@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
 import pystac
-from stac_geoparquet.arrow import parse_stac_items_to_parquet
+from stac_geoparquet.arrow import parse_stac_ndjson_to_arrow, to_parquet
 
 from geodino.batch.summary import Summary
 from geodino.outputs.item import GEOPARQUET
@@ -25,7 +27,9 @@ ITEMS = "items.parquet"
 FOLDER = "catalog"
 
 LINKS_A_FILE = 1000
-_ROWS_AT_A_TIME = 256
+# Items that are Python objects at a time, some 100 KiB each; and rows of a row group: fewer would make the file's
+# footer, which is kept in memory, as large as the rest.
+_ITEMS, _ROWS = 128, 1024
 _VRT = "application/x-gdal-vrt+xml"  # not registered; what GDAL's own tools write into Items
 _GEOJSON = "application/geo+json"
 
@@ -45,15 +49,14 @@ def write_items(lines: Path, store: Store, scratch: Path, collection: str) -> No
     OutputError
         The store refuses.
     """
-    made = scratch / ITEMS
-    # Items of one batch differ in their fields here and there, so the schema is that of all of them.
-    parse_stac_items_to_parquet(
-        _items(lines, collection),
-        chunk_size=_ROWS_AT_A_TIME,
-        schema="ChunksToDisk",
-        output_path=made,
-        compression="zstd",
-    )
+    items, made = scratch / "items.ndjson", scratch / ITEMS
+    with items.open("wb") as file:
+        for item in _items(lines, collection):
+            file.write(json.dumps(item).encode() + b"\n")
+    # Reads the Items twice: those of one batch differ here and there, so the schema is that of all of them.
+    batches = parse_stac_ndjson_to_arrow(items, chunk_size=_ITEMS)
+    to_parquet(pa.RecordBatchReader.from_batches(batches.schema, _row_groups(batches)), made, compression="zstd")
+    items.unlink()
     store.upload(ITEMS, made)
 
 
@@ -136,6 +139,12 @@ def _shard(store: Store, summary: Summary, links: list[pystac.Link], number: int
 def _put(store: Store, key: str, catalog: pystac.Catalog) -> None:
     plain = catalog.to_dict(include_self_link=False, transform_hrefs=False)
     store.put(key, json.dumps(plain, ensure_ascii=False, indent=1).encode())
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    left = iter(batches)
+    while held := list(islice(left, _ROWS // _ITEMS)):
+        yield from pa.Table.from_batches(held).combine_chunks().to_batches()
 
 
 def _links(lines: Path) -> Iterator[pystac.Link]:
