@@ -233,4 +233,5 @@ def test_a_job_whose_folder_is_gone_is_counted_and_not_fatal(batch: Path) -> Non
     (batch / "jobs/1/b/run.json").write_text("")
     (batch / "jobs/1/b/item.json").unlink()
     found = gather_all(batch, disjoint=False)
+    assert "1 job done, but the results are gone" in found.as_text()
     assert (found.done, found.missing, found.left) == (1, 1, 0)

@@ -99,12 +99,7 @@ def open_batch(asked: Asked, store: Store, watch: Watch) -> Batch:
         manifest = _begin(asked, settled, settings, store, watch)
     else:
         require_same(store, manifest, settings)
-    config = None
-    if settled.kind == "scenes" and settled.catalog is not None:
-        found = resolve(settled.catalog)
-        config = found if any((found.asset, found.bands, found.sign, found.mask)) else None
-    jobs = read_jobs(store, manifest.jobs_key, manifest.jobs_sha256)
-    return Batch(store, manifest, jobs, settled.spec, settled.options, config)
+    return _opened(store, manifest, settled.spec, settled.options, settled.catalog)
 
 
 def reopen_batch(store: Store, manifest: Manifest, machine: RunOptions) -> Batch:
@@ -117,15 +112,17 @@ def reopen_batch(store: Store, manifest: Manifest, machine: RunOptions) -> Batch
     """
     options = replace(manifest.options, device=machine.device, batch_size=machine.batch_size, threads=machine.threads)
     catalog = manifest.settings["catalog"]
-    kept = [*options.sources, *([catalog] if isinstance(catalog, str) else [])]
-    if any("?..." in source for source in kept):
+    if any("?..." in source for source in (*options.sources, str(catalog))):
         raise ConfigError("the imagery's address holds a secret, which is not kept: give the whole command again")
-    config = None
-    if manifest.kind == "scenes" and isinstance(catalog, str):
-        found = resolve(catalog)
-        config = found if any((found.asset, found.bands, found.sign, found.mask)) else None
+    return _opened(store, manifest, manifest.pipeline, options, None if catalog is None else str(catalog))
+
+
+def _opened(store: Store, manifest: Manifest, spec: PipelineSpec, options: RunOptions, catalog: str | None) -> Batch:
     jobs = read_jobs(store, manifest.jobs_key, manifest.jobs_sha256)
-    return Batch(store, manifest, jobs, manifest.pipeline, options, config)
+    config = resolve(catalog) if manifest.kind == "scenes" and catalog is not None else None
+    if config is not None and not any((config.asset, config.bands, config.sign, config.mask)):
+        config = None
+    return Batch(store, manifest, jobs, spec, options, config)
 
 
 def _settle(asked: Asked) -> _Settled:

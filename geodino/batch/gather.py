@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geodino.batch.catalog import write_catalog, write_items
-from geodino.batch.jobs import Failed, Finished
+from geodino.batch.jobs import STATE, Failed, Finished, shard
 from geodino.batch.mapped import Shelf, fill
 from geodino.batch.mosaic import write_mosaics
 from geodino.batch.summary import Summary
@@ -24,6 +24,7 @@ from geodino.stores import Store
 from geodino.watch import Silent, Watch
 
 SUMMARY = "summary.json"
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,9 @@ def gather(
             watch.begin("reading records", facts.planned)
             missing = fill(shelf, store, finished, lines, watch.advance)
             summary.missing = len(missing)
-            for sentence in [
-                f"{job}: done, but its folder holds no record and no Item; retry it" for job in missing[:10]
-            ]:
-                watch.warn(sentence)
+            for job in missing[:_MOST_NAMED]:
+                receipt = f"{STATE}/{shard(job)}/{job}.done"
+                watch.warn(f"{job} is done, but its results are gone: remove {receipt} and go on with the batch")
             if len(shelf):
                 watch.begin("gathering", len(shelf))
                 with JobTable(scratch / JOBS) as table:

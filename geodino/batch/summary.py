@@ -127,7 +127,7 @@ class Summary:
         if len(self.causes) > _MOST_CAUSES:
             lines.append(f"failed: {count(len(self.causes) - _MOST_CAUSES, 'other cause')}; summary.json has all")
         if self.missing:
-            lines.append(f"{count(self.missing, 'job')} done and without results: retry")
+            lines.append(f"{count(self.missing, 'job')} done, but the results are gone")
         if self.models:
             lines.append(f"models: {', '.join(self.models)}; licences: {', '.join(self.licences)}")
         if self.demonstration:
