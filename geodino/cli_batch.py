@@ -58,6 +58,16 @@ class _PipelineFirst(click.Group):
         return super().parse_args(ctx, args)
 
 
+class _Begin(click.Command):
+    """The command that has no name of its own: it is called what its group is."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        assert parent is not None
+        return super().make_context(parent.info_name, args, parent.parent, **extra)
+
+
 def batch_command(run: click.Command) -> click.Group:
     """The group `batch`, with those options of `run` that mean the same of every job."""
     group = _PipelineFirst("batch", help="Many runs over a catalog, resumable.")
@@ -86,7 +96,7 @@ def _telling(function: Any) -> Any:
     return function
 
 
-@click.command(_BEGIN, hidden=True, context_settings={"max_content_width": 110})
+@click.command(_BEGIN, cls=_Begin, hidden=True, context_settings={"max_content_width": 110})
 @click.argument("pipeline")
 @click.option(
     "--catalog",
@@ -120,7 +130,8 @@ def begin(
     """Map every scene of a catalog, every area of a list, or every cell of a grid, as PIPELINE says.
 
     Give the same command again to go on, and on other machines that share the folder or bucket to help: each job is
-    done once. Where jobs failed the exit code is 5.
+    done once. With --workers, --scheduler or --config each worker does a job at a time. Where jobs failed the exit
+    code is 5.
 
     \b
     geodino batch canopy --catalog scenes/ --model nano --out out/
