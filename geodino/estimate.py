@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from concurrent.futures import wait
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 
+from geodino.bands import COLS, rows_for
 from geodino.models import Model
-from geodino.models.predictor import Asked
 from geodino.plan import Plan
 from geodino.products import Products
 from geodino.watch import duration, size
@@ -99,14 +99,23 @@ def measure(plan: Plan, products: Products, model: Model, *, load_s: float) -> E
     side = plan.tiling.size
     batch = min(model.batch_size(side), len(plan.places))
     chips = np.random.default_rng(0).random((batch, 3, side, side), dtype=np.float32)
+    at_once = min(model.at_once(side), -(-len(plan.places) // batch))
     ask = model.asked(products.tasks)
-    ask(chips)
-    seconds_a_window = statistics.median(_seconds(ask, chips) for _ in range(_TRIALS)) / batch
+    with model.passes(side) as passes:
+
+        def seconds() -> float:
+            began = time.perf_counter()
+            wait([passes.submit(ask, chips) for _ in range(at_once)])
+            return time.perf_counter() - began
+
+        passes.submit(ask, chips).result()
+        seconds_a_window = statistics.median(seconds() for _ in range(_TRIALS)) / batch / at_once
     bytes_a_pixel = max(
         3 * np.dtype(scene.dtype).itemsize * max(plan.grid.gsd / scene.gsd, 1) ** 2 for scene in plan.scenes
     )
-    # Two outputs a pixel; a row of windows hands `ramp` rows on to the next.
-    spill = 2 * 4 * plan.tiling.ramp * plan.extent.width
+    # What a band says, before and after it is finished.
+    cells = rows_for(len(plan.places)) * COLS * plan.tiling.stride**2
+    band = 2 * 4 * cells * sum(len(layer.names) / layer.px**2 for layer in ask.layers)
     return Estimate(
         pipeline=plan.spec.name,
         model=model.name,
@@ -126,16 +135,10 @@ def measure(plan: Plan, products: Products, model: Model, *, load_s: float) -> E
         overlap_px=plan.tiling.overlap,
         read_mib=round(plan.pixels_read * bytes_a_pixel / 2**20, 1),
         output_mib=round(plan.bytes_written / 2**20, 1),
-        memory_mib=round((psutil.Process().memory_info().rss + _PIPELINE_BYTES + spill) / 2**20),
+        memory_mib=round((psutil.Process().memory_info().rss + _PIPELINE_BYTES + band) / 2**20),
         seconds_a_window=round(seconds_a_window, 4),
         seconds=round(
             load_s + _REST_S + seconds_a_window * len(plan.places) + plan.bytes_written / _WRITE_BYTES_A_S, 1
         ),
         warnings=plan.warnings,
     )
-
-
-def _seconds(ask: Asked, chips: npt.NDArray[np.float32]) -> float:
-    began = time.perf_counter()
-    ask(chips)
-    return time.perf_counter() - began

@@ -27,8 +27,8 @@ from geodino.stream import Tally
 from geodino.windows import Place, Tiling
 
 # Two staged and two finished rasters with overviews: 4.2 bytes a pixel measured on the sample, where nodata costs
-# next to nothing.
-BYTES_WRITTEN_A_PIXEL = 6
+# next to nothing; and 2 bytes of what bands hand on to their neighbours.
+BYTES_WRITTEN_A_PIXEL = 7
 # Where trees are found: the ground and the heat staged besides, a quarter of a value a pixel for each band of heat, and
 # 215 bytes for each of at most a few hundred trees a hectare.
 BYTES_WRITTEN_FOR_TREES = 10
