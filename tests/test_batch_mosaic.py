@@ -17,8 +17,9 @@ from odc.geo.crs import CRS
 from rasterio.enums import Resampling
 
 from geodino.batch.catalog import write_catalog
-from geodino.batch.mapped import Mapped, Shelf
+from geodino.batch.mapped import Mapped
 from geodino.batch.mosaic import write_mosaics
+from geodino.batch.shelf import Shelf
 from geodino.batch.summary import Summary
 from geodino.grid import Grid, Window
 from geodino.outputs.stage import NODATA

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from geodino.batch.catalog import write_catalog, write_items
 from geodino.batch.jobs import STATE, Failed, Finished, shard
-from geodino.batch.mapped import Shelf, fill
 from geodino.batch.mosaic import write_mosaics
+from geodino.batch.shelf import Shelf, fill
 from geodino.batch.summary import Summary
 from geodino.batch.tables import JOBS, JobTable, write_statistics
 from geodino.batch.tree_parts import write_parts

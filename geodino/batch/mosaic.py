@@ -24,7 +24,8 @@ from xml.etree import ElementTree as ET
 
 from odc.geo.crs import CRS
 
-from geodino.batch.mapped import SCENE, Mapped, Shelf, digest
+from geodino.batch.mapped import SCENE, Mapped, digest
+from geodino.batch.shelf import Shelf
 from geodino.grid import Grid, Window
 from geodino.outputs.cog import BLOCK
 from geodino.outputs.scene_map import NONE

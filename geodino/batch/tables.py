@@ -16,7 +16,8 @@ from odc.geo.crs import CRS
 from pyproj import CRS as ProjCRS
 
 from geodino.batch.ground import Share
-from geodino.batch.mapped import Mapped, Shelf, fetched
+from geodino.batch.mapped import Mapped
+from geodino.batch.shelf import Shelf, fetched
 from geodino.outputs.geoparquet import GEOMETRY_FIELDS, GeoParquetFile, GeoProfile, geometry_columns
 from geodino.products import STATISTICS, STATISTICS_CSV
 from geodino.stores import Store

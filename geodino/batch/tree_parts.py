@@ -27,7 +27,8 @@ from pyproj import Transformer
 from scipy.spatial import KDTree
 
 from geodino.batch.ground import Share, open_ground
-from geodino.batch.mapped import SCENE, Mapped, Shelf, digest
+from geodino.batch.mapped import SCENE, Mapped, digest
+from geodino.batch.shelf import Shelf
 from geodino.errors import OutputError
 from geodino.outputs.geoparquet import GEOMETRY_FIELDS, GeoParquetFile, GeoProfile, geometry_columns
 from geodino.outputs.tree_table import SCHEMA
