@@ -197,6 +197,8 @@ def _say(ended: Ended, out: str, *, as_json: bool, quiet: bool) -> None:
         click.echo(f"stopped: {ended.stopped}; `geodino batch status {out}` says why they did", err=True)
     elif not quiet:
         click.echo(f"{ended.text}\nthe results are in {out}")
+        if ended.failed:
+            click.echo(f"`geodino batch retry {out}` tries again what failed")
     if ended.failed or ended.lost_ha or ended.stopped is not None:
         sys.exit(DONE_IN_PART)
 

@@ -143,13 +143,13 @@ def test_what_fails_is_told_by_cause_and_tried_again_when_it_is_mended(
     (mended / "east.tif").rename(tmp_path / "away.tif")
     code, said = invoke(*asked)
     assert code == DONE_IN_PART, said
-    assert "east failed: " in said
+    assert "east failed: " in said and f"`geodino batch retry {out}` tries again what failed" in said
     assert states(out) == {"west": "done", "east": "failed", "small": "done"}
     code, said = invoke("status", out)
     assert code == 0 and "1 job failed: " in said and "such as east" in said
     (tmp_path / "away.tif").rename(mended / "east.tif")
     code, said = invoke("retry", out)
-    assert code == 0 and "1 failed job to try again" in said
+    assert code == 0 and "1 failed job to try again" in said and "going on: 2 of 3 jobs are done" in said
     assert set(states(out).values()) == {"done"}
 
 

@@ -1,9 +1,10 @@
-"""What a job on a worker tells whoever watches the batch: its stages as a row of its own, and its warnings."""
+"""What a job on a worker tells whoever watches the batch: its stages as a row of its own, its warnings and events."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 
 from distributed import Client, get_worker
@@ -11,9 +12,9 @@ from distributed import Client, get_worker
 from geodino.batch.jobs import Job
 from geodino.batch.lanes import Work
 from geodino.batch.work import Outcome, Task
-from geodino.watch import Silent, Watch
+from geodino.watch import Fact, Silent, Watch
 
-# All workers together tell so many things a second: the scheduler passes each on, and nobody reads faster.
+# All workers together tell so often a second how far they are: the scheduler passes it on, and nobody reads faster.
 _TOLD_A_S = 10.0
 _LEAST_PAUSE_S = 1.0
 
@@ -55,7 +56,7 @@ class Rows:
         """After how many seconds a job may tell again how far it is."""
         return max(_LEAST_PAUSE_S, workers / _TOLD_A_S)
 
-    def _hear(self, job_id: str, what: str, said: str, number: int, hectares: float) -> None:
+    def _hear(self, job_id: str, what: str, said: str, number: int, hectares: float, facts: dict[str, Fact]) -> None:
         with self._lock:
             job = self._jobs.get(job_id)
             if job is None:
@@ -68,6 +69,8 @@ class Rows:
                 part.warn(said)
             elif what == "begin":
                 part.begin(said, number)
+            elif what == "event":
+                part.event(said, facts)
             else:
                 part.advance(number, hectares=hectares)
 
@@ -89,11 +92,22 @@ class _Afar(Silent):
 
     def advance(self, done: int, *, hectares: float = 0.0) -> None:
         if done >= self._total or time.monotonic() - self._told_at >= self._pause_s:
+            self._told_at = time.monotonic()
             self._tell("advance", number=done, hectares=hectares)
 
-    def _tell(self, what: str, *, said: str = "", number: int = 0, hectares: float = 0.0) -> None:
-        self._told_at = time.monotonic()
-        self._worker.log_event(self._topic, [self._job_id, what, said, number, hectares])
+    def event(self, name: str, facts: Mapping[str, Fact]) -> None:
+        self._tell("event", said=name, facts=facts)
+
+    def _tell(
+        self,
+        what: str,
+        *,
+        said: str = "",
+        number: int = 0,
+        hectares: float = 0.0,
+        facts: Mapping[str, Fact] | None = None,
+    ) -> None:
+        self._worker.log_event(self._topic, [self._job_id, what, said, number, hectares, dict(facts or {})])
 
 
 def work_afar(work: Work, task: Task, topic: str, pause_s: float) -> Outcome:

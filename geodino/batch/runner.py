@@ -93,6 +93,8 @@ def do_jobs(
     """As `run_batch`, without its results; `work` is what is done for a job, here or on a worker."""
     with _lanes(batch, machines or Machines(), work, watch) as lanes:
         ledger = Ledger(batch.store, batch.jobs, owner, pulses)
+        if ledger.ended:
+            watch.note(f"going on: {ledger.ended:,} of {count(len(batch.jobs), 'job')} are done or have failed")
         watch.begin("jobs", len(batch.jobs))
         watch.advance(ledger.ended, hectares=0.0)
         try:
