@@ -20,8 +20,8 @@ from geodino.evaluation.models import evaluate_model, settings_of, subject_of_ma
 from geodino.evaluation.tasks import Settings
 from geodino.models import load_model
 from geodino.models.catalog import Licence
-from geodino.pipeline import run
 from geodino.options import RunOptions
+from geodino.pipeline import run
 from geodino.training.chips import ChipOptions, build_chips
 
 PICTURES = {"evaluation.json", "heights.png", "errors_by_height.png", "worst.png"}

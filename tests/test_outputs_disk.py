@@ -88,7 +88,9 @@ def test_a_disk_full_at_any_byte_leaves_no_output_and_the_next_run_the_same_byte
 ) -> None:
     """No file may grow beyond a limit, which meets the stages, the pieces, the GeoTIFFs and the tables in turn."""
     resource = pytest.importorskip("resource")
-    options = RunOptions(sources=(str(photo),), model=str(tiny_model), precision="fp32", device="cpu", aoi_crs="EPSG:26910")
+    options = RunOptions(
+        sources=(str(photo),), model=str(tiny_model), precision="fp32", device="cpu", aoi_crs="EPSG:26910"
+    )
     run("canopy", aoi=AOI, out=tmp_path / "whole", options=options)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     refused = 0

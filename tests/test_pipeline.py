@@ -22,9 +22,9 @@ from geodino.aoi import aoi_mask, read_aoi
 from geodino.errors import AOIError, ConfigError, GeodinoError, OutputError, SourceError
 from geodino.grid import Grid, Window
 from geodino.models.predictor import Model
+from geodino.options import RunOptions
 from geodino.outputs.record import read_record
 from geodino.pipeline import estimate, run
-from geodino.options import RunOptions
 from geodino.sources import Mosaic
 from geodino.sources.geotiff import describe
 from geodino.stream import fill_by_reflection

@@ -16,9 +16,9 @@ from tiny_models import CHMV2_STATISTICS, headed_network, save
 
 import geodino
 from geodino.errors import ConfigError, ModelError
+from geodino.options import RunOptions
 from geodino.outputs.record import read_record
 from geodino.pipeline import run
-from geodino.options import RunOptions
 
 WEST, NORTH, GSD = 494004.0, 4878762.6, 0.6
 FILES = {

@@ -15,8 +15,8 @@ import shapely
 from geodino.evaluation.matching import match_points
 from geodino.models import load_model
 from geodino.models.pyramid import CELL
-from geodino.pipeline import run
 from geodino.options import RunOptions
+from geodino.pipeline import run
 from geodino.trees import find_peaks
 
 GSD, WITHIN_M = 0.6, 6.0

@@ -9,8 +9,8 @@ import pytest
 import rasterio
 
 from geodino.errors import SourceError
-from geodino.pipeline import estimate, run
 from geodino.options import RunOptions
+from geodino.pipeline import estimate, run
 from geodino.watch import Silent
 
 # Some 50 m within the photo.

@@ -19,8 +19,8 @@ from faults import Fault
 from geodino.cli import cli
 from geodino.errors import DONE_IN_PART, ReadError
 from geodino.grid import Grid, Window
-from geodino.pipeline import run
 from geodino.options import RunOptions
+from geodino.pipeline import run
 from geodino.sources import Mosaic, ranges
 from geodino.sources.geotiff import describe
 from geodino.sources.ranges import Patience

@@ -18,10 +18,10 @@ from tiny_models import CHMV2_STATISTICS, headed_network, save
 
 from geodino.errors import OutputError
 from geodino.grid import Grid, Window
+from geodino.options import RunOptions
 from geodino.outputs.scene_map import scene_table, write_scene_map
 from geodino.outputs.stage import StagedRaster
 from geodino.pipeline import run
-from geodino.options import RunOptions
 from geodino.zonal.ground import Ground, layers_of
 
 EXTENT = Window(-8_128_000, 823_008, 1024, 1024)

@@ -12,9 +12,9 @@ from affine import Affine
 from fault_server import FaultServer
 from faults import Fault
 
+from geodino.options import RunOptions
 from geodino.outputs.record import RunRecord
 from geodino.pipeline import run
-from geodino.options import RunOptions
 from geodino.shipped import pipeline_path
 from geodino.sources import ranges, signing
 from geodino.sources.ranges import Patience

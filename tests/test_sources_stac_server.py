@@ -18,8 +18,8 @@ from stac_site import serving
 
 from geodino.aoi import AOI, read_aoi
 from geodino.errors import ConfigError
-from geodino.pipeline import run
 from geodino.options import RunOptions
+from geodino.pipeline import run
 from geodino.shipped import sample_aoi, sample_folder
 from geodino.sources import Search, find_scenes
 from geodino.sources import stac_api as searching
