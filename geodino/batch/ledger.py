@@ -111,6 +111,7 @@ class Ledger:
         self._held: dict[str, int] = {}
         self._owners: dict[str, str] = {}
         self._aside: set[str] = set()
+        self._spread = 1
         self.refresh()
 
     def refresh(self) -> None:
@@ -135,14 +136,16 @@ class Ledger:
         """The next job for this process and the number of its attempt, the largest first; None where none waits."""
         lost = 0
         while self._queue:
-            # Whoever begins together meets at the largest; after that each looks elsewhere.
-            place = random.randrange(min(len(self._queue), 1 + 4 * lost))
+            # Whoever begins together meets at the largest; who has lost looks elsewhere from then on, as far as to
+            # the middle of the largest quarter on average.
+            place = random.randrange(max(1, min(self._spread, len(self._queue) // 4)))
             job_id = self._queue.pop(-1 - place)
             number = self.tracks[job_id].newest + 1
             if self._mark(job_id, number, "claim", {"owner": self.owner}):
                 self._held[job_id] = number
                 return self._jobs[job_id], number
             lost += 1
+            self._spread = min(4 * self._spread + 4, len(self._jobs))
             if lost % _MOST_LOST == 0:
                 self.refresh()
         return None
