@@ -9,11 +9,12 @@ from contextlib import closing, contextmanager
 from typing import Protocol
 
 from geodino.bands import Band, BandId
-from geodino.cluster.machines import Machines
+from geodino.cluster.machines import Machines, cluster_config
 from geodino.compute import Hand, Work
 from geodino.errors import GeodinoError, ModelError, ReadError, SourceError
 from geodino.models import Model, load_model
 from geodino.models.as_run import ModelAsRun
+from geodino.options import RunOptions
 from geodino.progress import Progress, Receipt
 from geodino.watch import Watch
 
@@ -70,9 +71,7 @@ def executor(work: Work, model: str, load: Load, watch: Watch) -> Iterator[Execu
     GeodinoError
         The model is refused, or the workers are not fit.
     """
-    options = work.plan.options
-    workers = None if options.workers is None else str(options.workers)
-    machines = Machines.of(workers, options.scheduler, options.config)
+    machines = machines_of(work.plan.options)
     if not machines.asked:
         yield Here(work, model_for(work, model, load))
         return
@@ -80,6 +79,15 @@ def executor(work: Work, model: str, load: Load, watch: Watch) -> Iterator[Execu
 
     with on_cluster(machines, work, model, watch) as crew:
         yield crew
+
+
+def machines_of(options: RunOptions) -> Machines:
+    """Where a run is computed; ConfigError where its options do not fit together."""
+    workers = None if options.workers is None else str(options.workers)
+    machines = Machines.of(workers, options.scheduler, options.config)
+    if machines.config is not None:
+        cluster_config(machines.config)
+    return machines
 
 
 def model_for(work: Work, name: str, load: Load = load_model) -> Model:

@@ -14,7 +14,7 @@ from geodino.aoi import AOI
 from geodino.compute import Work, reachable
 from geodino.errors import ConfigError, ModelError
 from geodino.estimate import Estimate, measure
-from geodino.executors import Load, executor
+from geodino.executors import Load, executor, machines_of
 from geodino.models import load_model
 from geodino.models.catalog import row
 from geodino.models.hub import auto_model
@@ -81,6 +81,7 @@ def run(
     began, started = time.perf_counter(), datetime.now(UTC)
     watch, options = watch or Silent(), options or RunOptions()
     spec = read_pipeline(pipeline)
+    machines_of(options)
     OutputFolder(out, overwrite=options.overwrite).check()
     name, said = choose_model(spec, options, watch)
     products = products_of(spec, name)
@@ -135,6 +136,8 @@ def estimate(
     """What `run` would do and how long it would take, measured on one batch of windows; writes nothing."""
     watch, options = watch or Silent(), options or RunOptions()
     spec = read_pipeline(pipeline)
+    if machines_of(options).asked:
+        watch.note("the estimate is for this process alone; other workers are not asked")
     name, _ = choose_model(spec, options, watch)
     products = products_of(spec, name)
     plan = settle(spec, aoi, options, name, products, watch)

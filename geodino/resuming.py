@@ -27,10 +27,12 @@ def begin(work: Work, model: ModelAsRun, watch: Watch) -> Progress:
     if not settle(work.store, fingerprint(work.plan, model), resume=work.plan.options.resume):
         return Progress(work.bands)
     progress = read_progress(work.store, work.bands)
-    if progress.windows_done:
+    if progress.receipts:
+        half = sum(len(work.bands[id_].places) for id_, receipt in progress.receipts.items() if not receipt.final)
+        also = f", and {half:,} wait for their neighbours" if half else ""
         watch.note(
             f"going on with an unfinished run: {progress.windows_done:,} of {count(len(work.plan.places), 'window')} "
-            "are done"
+            f"are done{also}"
         )
     return progress
 

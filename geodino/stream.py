@@ -22,6 +22,7 @@ import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 
 from geodino.bands import Band
+from geodino.errors import GeodinoError
 from geodino.grid import Window
 from geodino.stitch import Layer, Prediction, Unfinished, blend_band
 from geodino.windows import Place, Tiling
@@ -189,8 +190,8 @@ def compute_bands(
         closing(read_chips(places, tiling, source, wanted=wanted, readers=readers, threads=threads)) as reads,
         closing(_answers(_batches(bands, reads, batch_size), predictor, passes, at_once)) as answers,
     ):
-        for band, of_band in groupby(answers, key=lambda answer: answer[0].band):
-            yield _blend(band, of_band, tiling, predictor.layers)
+        for band in bands:
+            yield _blend(band, _of_one_band(answers), tiling, predictor.layers)
 
 
 def _batches(bands: Iterable[Band], reads: Iterator[Read], size: int) -> Iterator[_Batch]:
@@ -221,18 +222,40 @@ def _answers(
         batch.tally.windows_run += len(batch.chips)
         return batch, maps
 
+    coming = iter(batches)
+    failure: GeodinoError | MemoryError | None = None
     try:
-        for batch in batches:
+        while True:
+            try:
+                batch = next(coming, None)
+            except (GeodinoError, MemoryError) as error:
+                # What could not be read may be of a later band than what is still being computed.
+                failure = error
+                break
+            if batch is None:
+                break
             images = [chip.image for chip in batch.chips]
             pending.append((batch, passes.submit(predictor, np.stack(images)) if images else None))
             while sum(future is not None for _, future in pending) > at_once:
                 yield first()
         while pending:
             yield first()
+        if failure is not None:
+            raise failure
     finally:
         for _, future in pending:
             if future is not None:
                 future.cancel()
+
+
+def _of_one_band(
+    answers: Iterator[tuple[_Batch, tuple[Floats, ...]]],
+) -> Iterator[tuple[_Batch, tuple[Floats, ...]]]:
+    """The answers up to the end of a band, without a look at the next one, which may be an error."""
+    for batch, maps in answers:
+        yield batch, maps
+        if not batch.chips:
+            return
 
 
 def _blend(
@@ -255,8 +278,6 @@ def _blend(
                     waiting.append(Prediction(chip.place, values[number]))
                 yield Prediction(chip.place, maps[0][number])
             waited = time.perf_counter()
-        # Whether the band ends here is known when the next one's first answer has come.
-        spent += time.perf_counter() - waited
 
     began = time.perf_counter()
     blended = tuple(

@@ -203,8 +203,8 @@ def test_the_catalog_is_valid_and_leads_to_every_item(cells: Path) -> None:
 
 def test_a_bucket_gets_the_same_bytes_as_a_folder(batch: Path) -> None:
     with bucket_server() as server, as_environment(server):
-        server.make_bucket("forest")
-        bucket = Store("s3://forest/batch")
+        server.make_bucket("forest-gather")
+        bucket = Store("s3://forest-gather/batch")
         for path in [path for path in batch.rglob("*") if path.is_file()]:
             bucket.upload(path.relative_to(batch).as_posix(), path)
         gather_all(batch, disjoint=False)

@@ -310,3 +310,34 @@ def test_no_read_is_under_way_once_the_caller_has_closed_the_cells() -> None:
         next(cells)
         assert Slow.inside > 0
     assert Slow.inside == 0
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_what_cannot_be_read_ends_its_own_band_and_none_before(at_once: int) -> None:
+    """Bands before it are whole, though batches of them were under way when the read failed."""
+    extent = Window(0, 0, 32 * 3, 32 * 20)
+    bands = list(cut(TILING.places(extent), 1).values())
+    torn = TILING.window(bands[5].places[2])
+
+    class Torn(Field):
+        def read(self, window: Window) -> Seen:
+            if window == torn:
+                raise ReadError("scene x cannot be read")
+            return super().read(window)
+
+    whole = []
+    with (
+        pytest.raises(ReadError, match="scene x"),
+        ThreadPoolExecutor(at_once) as passes,
+        ThreadPoolExecutor(8) as readers,
+        closing(
+            compute_bands(
+                bands, TILING, Torn(), Brightness(), wanted=lambda w: np.ones(w.shape, bool), readers=readers,
+                passes=passes, at_once=at_once, threads=8,
+            )
+        ) as stream,
+    ):  # fmt: skip
+        for computed in stream:
+            whole.append(computed.band)
+            assert len(computed.ground) == len(computed.band.places)
+    assert whole == bands[:5]

@@ -303,3 +303,26 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(site: Site, calm: Path,
         assert read_record(disk / "out" / "run.json").windows_from_before > 0
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_damaged_block_is_left_out_by_workers_as_by_one_process(site: Site, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.tif"
+    rng = np.random.default_rng(7)
+    pixels = rng.integers(0, 255, (3, SIDE // 8, SIDE // 8), np.uint8).repeat(8, 1).repeat(8, 2)
+    write(bad, pixels, tiled=True, blockxsize=256, blockysize=256)
+    with rasterio.open(bad) as raster:
+        offset = int(
+            raster.tags(1, ns="TIFF").get("BLOCK_OFFSET_2_2") or raster.get_tag_item("BLOCK_OFFSET_2_2", "TIFF", 1)
+        )
+    data = bytearray(bad.read_bytes())
+    data[offset : offset + 200] = bytes(200)
+    bad.write_bytes(data)
+    skip = ("--on-band-error", "skip", "--verify")
+    site.finish(tmp_path / "one", *skip, sources=(bad,), code=5)
+    said = site.finish(tmp_path / "two", *skip, "--workers", "2", sources=(bad,), code=5)
+    assert "Traceback" not in said
+    assert_same(tmp_path / "one", tmp_path / "two")
+    losses = [read_record(tmp_path / name / "run.json").losses for name in ("one", "two")]
+    assert losses[0] == losses[1] and "bad.tif" in losses[0][0]
+    refused = site.finish(tmp_path / "three", "--verify", "--workers", "2", sources=(bad,), code=4)
+    assert "bad.tif" in refused and "Traceback" not in refused

@@ -12,5 +12,5 @@ def dask_setup(worker: Worker) -> None:
     """Dask calls this by its name when a worker starts, in its main thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a task raises reaches the run; what a worker says of being ended in the middle of one is noise.
-    for name in ("distributed.worker.state_machine", "tornado.application"):
+    for name in ("distributed.worker", "distributed.worker.state_machine", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

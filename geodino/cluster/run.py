@@ -232,6 +232,19 @@ def _model_of(name: str) -> ModelAsRun:
     return held(name, Hand).model
 
 
+@contextmanager
+def _errors_that_travel() -> Iterator[None]:
+    """What geodino raises on purpose, by its sentence alone: causes of GDAL's own classes cannot be pickled."""
+    failed: GeodinoError | None = None
+    try:
+        with rasterio.Env(**LOCAL_OPTIONS):
+            yield
+    except GeodinoError as error:
+        failed = type(error)(str(error))
+    if failed is not None:
+        raise failed
+
+
 def _predict(name: str, key: str, around: dict[BandId, Receipt] | None, missing: tuple[BandId, ...]) -> Receipt:
     """On a worker: predict a band; and finish it, where all is known that it waits for."""
     hand, id_ = held(name, Hand), BandId.of(key)
@@ -239,7 +252,7 @@ def _predict(name: str, key: str, around: dict[BandId, Receipt] | None, missing:
     # Dask runs a task again whose worker died before its receipt was fetched.
     if kept is not None and (kept.final or around is None):
         return kept
-    with rasterio.Env(**LOCAL_OPTIONS):
+    with _errors_that_travel():
         (computed,) = hand.compute([hand.work.bands[id_]])
         receipt = hand.keep(computed, core=around is None)
         if around is None or receipt.final:
@@ -253,4 +266,5 @@ def _finish(name: str, key: str, around: dict[BandId, Receipt], missing: tuple[B
     kept = receipt_of(hand.work.store, key)
     if kept is not None and kept.final:
         return kept
-    return hand.finish(hand.fetch(around[BandId.of(key)]), around, missing)
+    with _errors_that_travel():
+        return hand.finish(hand.fetch(around[BandId.of(key)]), around, missing)
