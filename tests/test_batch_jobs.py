@@ -208,17 +208,31 @@ def test_cells_share_no_ground_and_together_are_the_aoi(
         assert (np.abs(xy - np.round(xy)).min(axis=1) < 1e-6).all()
 
 
-def test_a_cell_is_whole_pixels_and_whole_cells_of_trees_where_that_is_near() -> None:
+def test_a_cell_is_whole_pixels_and_whole_cells_of_trees() -> None:
     assert cell_side(10_000.0, 0.6, None) == 16_667
     assert cell_side(10_000.0, 0.6, 10.0) * 0.6 % 10 == pytest.approx(0)
     assert cell_side(10_000.0, 0.6, 10.0) == 16_650
-    assert cell_side(100.0, 0.6, 7.77) == 167  # 23.31 m and its multiples are far from 100 m
+    assert cell_side(200.0, 0.6, 10.0) * 0.6 == pytest.approx(210)  # 30 m is whole pixels and whole cells
+    assert cell_side(100.0, 0.6, 7.77) * 0.6 == pytest.approx(155.4)  # the least that is
     assert read_side("10km") == 10_000 and read_side(" 500 m") == 500
     for wrong in ("10", "0km", "far", "-5km"):
         with pytest.raises(ConfigError, match="with its unit"):
             read_side(wrong)
     with pytest.raises(ConfigError, match="under 100 pixels"):
         cell_side(50.0, 0.6, None)
+
+
+def test_a_side_that_would_cut_cells_of_trees_becomes_another_and_is_told(tmp_path: Path) -> None:
+    class Noting(Silent):
+        def note(self, sentence: str) -> None:
+            notes.append(sentence)
+
+    notes: list[str] = []
+    for pipeline in ("canopy", "trees"):
+        asked = Asked(pipeline, RunOptions(model="nano", sources=("sample",)), aoi="sample:autzen", grid="200m")
+        open_batch(asked, Store(str(tmp_path / pipeline)), Noting())
+    told = [note for note in notes if "becomes" in note]
+    assert told == ["--grid 200m becomes 210 m, whole pixels and density cells"]
 
 
 def test_all_cells_share_a_crs_that_is_true_to_scale_all_over_the_aoi() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -182,6 +183,10 @@ def _settings(settled: _Settled) -> dict[str, JsonValue]:
 
 def _begin(asked: Asked, settled: _Settled, settings: dict[str, JsonValue], store: Store, watch: Watch) -> Manifest:
     listing = _list(settled)
+    if asked.grid is not None and settled.grid is not None and settled.spec.trees is not None:
+        side_m = settled.side_px * settled.grid.gsd
+        if not math.isclose(side_m, read_side(asked.grid)):
+            watch.note(f"--grid {asked.grid} becomes {side_m:,.10g} m, whole pixels and density cells")
     for sentence in listing.warnings:
         watch.warn(sentence)
     for sentence in listing.left_out:

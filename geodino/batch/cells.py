@@ -1,6 +1,6 @@
 """One large AOI cut into the cells of a grid, which hang on the CRS's origin and share no pixel.
 
-Edges of cells lie on edges of pixels, and of the cells that trees are counted in where that can be had, so that what
+Edges of cells lie on edges of pixels, and of the cells that trees are counted in where they are, so that what
 two neighbours say fits together without a seam (the windows hang on the same origin in every run).
 """
 
@@ -24,8 +24,6 @@ from geodino.polygons import joined, polygons
 # A million receipts are a million objects to list; beyond, cells are too small to be worth a run each.
 MOST_CELLS = 1_000_000
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(km|m)")
-# Cells are put on the edges of coarser cells as long as that changes their side by less than this share.
-_MOST_CHANGE = 0.02
 
 
 def read_side(text: str) -> float:
@@ -38,7 +36,13 @@ def read_side(text: str) -> float:
 
 
 def cell_side(side_m: float, gsd_m: float, coarse_m: float | None) -> int:
-    """Pixels along a cell's side: about `side_m`, whole pixels, and whole coarse cells where that is near enough.
+    """Pixels along a cell's side: the nearest to `side_m` that is whole pixels and whole cells of `coarse_m`.
+
+    Parameters
+    ----------
+    coarse_m
+        The side of what pixels are counted in, such as cells of tree density; one that a seam cuts is counted by
+        halves, which no mosaic puts together again. None: nothing is.
 
     Raises
     ------
@@ -47,17 +51,14 @@ def cell_side(side_m: float, gsd_m: float, coarse_m: float | None) -> int:
     """
     if side_m < 100 * gsd_m:
         raise ConfigError(f"cells of {side_m:g} m are under 100 pixels of {gsd_m:g} m; give a larger --grid")
-    plain = round(side_m / gsd_m)
     if coarse_m is None:
-        return plain
+        return round(side_m / gsd_m)
     pixel, coarse = (Fraction(str(length)) for length in (gsd_m, coarse_m))
     shared = Fraction(
         pixel.numerator * coarse.numerator // gcd(pixel.numerator, coarse.numerator),
         gcd(pixel.denominator, coarse.denominator),
     )
-    units = max(round(Fraction(str(side_m)) / shared), 1)
-    near = abs(float(units * shared) / side_m - 1) < _MOST_CHANGE
-    return int(units * shared / pixel) if near else plain
+    return int(max(round(Fraction(str(side_m)) / shared), 1) * shared / pixel)
 
 
 def grid_of(aoi: AOI, crs: str | None, gsd_m: float) -> Grid:
