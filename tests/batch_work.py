@@ -32,12 +32,15 @@ def small_batch(folder: Path, names: list[str], *, lease_s: float = 1.0) -> Batc
     return Batch(store, manifest, jobs, spec, options)
 
 
-def do(batch: Batch, *, machines: Machines | None = None, max_failures: int | None = None) -> Ended:
+def do(
+    batch: Batch, watch: Watch | None = None, *, machines: Machines | None = None, max_failures: int | None = None
+) -> Ended:
     """The jobs of a batch by `leave_a_line`."""
+    shown = watch or Silent()
     with Pulse(batch.store, batch.manifest.lease_s) as pulse:
         pulses = Pulses(batch.store, batch.manifest.lease_s)
         return do_jobs(
-            batch, pulse.owner, pulses, Silent(), machines=machines, max_failures=max_failures, work=leave_a_line
+            batch, pulse.owner, pulses, shown, machines=machines, max_failures=max_failures, work=leave_a_line
         )
 
 
@@ -71,4 +74,4 @@ def _note(path: Path, line: str) -> None:
 
 
 if __name__ == "__main__":
-    do(small_batch(Path(sys.argv[1]), sys.argv[2].split(",")))
+    do(small_batch(Path(sys.argv[1]), sys.argv[2].split(","), lease_s=float(sys.argv[3])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +22,13 @@ from hypothesis import strategies as st
 from geodino.batch.asked import Batch
 from geodino.batch.index import failed, finished, select, update_index
 from geodino.batch.jobs import Job, read_jobs, with_ids, write_jobs
-from geodino.batch.leases import Pulse, Pulses, turn
+from geodino.batch.leases import Process, Pulse, Pulses, turn
 from geodino.batch.ledger import DIED, MOST_ATTEMPTS, Ledger, forgive, read_receipt, read_tracks
 from geodino.batch.manifest import require_same, the_manifest
 from geodino.batch.status import read_status
 from geodino.errors import ConfigError, OutputError
 from geodino.stores import Store
+from geodino.watch import Silent
 
 NAMES = [f"job{number:02}" for number in range(12)]
 
@@ -48,8 +52,9 @@ def sign(batch: Batch, owner: str, beats: int = 0) -> None:
     batch.store.put(f".batch/owners/{owner}.json", f"{owner} {beats}".encode())
 
 
-def begin_process(folder: Path, names: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, Path(__file__).parent / "batch_work.py", folder, ",".join(names)])
+def begin_process(folder: Path, names: list[str], lease_s: float = 1.0) -> subprocess.Popen[bytes]:
+    script = Path(__file__).parent / "batch_work.py"
+    return subprocess.Popen([sys.executable, script, folder, ",".join(names), str(lease_s)])
 
 
 def test_of_many_who_claim_at_once_each_job_goes_to_one(tmp_path: Path) -> None:
@@ -95,6 +100,55 @@ def test_a_job_is_taken_over_when_its_process_has_given_no_sign_for_a_lease_and_
     mine.refresh()
     found = mine.claim()
     assert found is not None and found[1] == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell processes apart")
+def test_what_a_killed_process_held_is_taken_over_at_once_on_its_machine(tmp_path: Path) -> None:
+    process = begin_process(tmp_path, ["poison", "good"], lease_s=300)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still listed
+    batch = small_batch(tmp_path, ["poison", "good"], lease_s=300)
+    pulses = Pulses(batch.store, 300.0)
+    found = Ledger(batch.store, batch.jobs, "me", pulses).claim()
+    assert process.wait(30) == -signal.SIGKILL
+    assert found == (batch.jobs[1], 1)  # what killed one process comes last
+    ledger = Ledger(batch.store, batch.jobs, "you", pulses)
+    assert ledger.claim() == (batch.jobs[0], 2)
+    assert len(list(batch.store.entries(".batch/owners/"))) == 1
+    pulses.bury()
+    assert not list(batch.store.entries(".batch/owners/"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell processes apart")
+def test_only_who_would_see_a_process_takes_it_for_dead_where_it_is_not_there(tmp_path: Path) -> None:
+    store, me = Store(str(tmp_path)), Process.this()
+    assert me is not None
+    pulses = Pulses(store, 300.0)
+
+    def is_dead(process: Process) -> bool:
+        store.put(".batch/owners/it.json", json.dumps({"process": asdict(process)}).encode())
+        return pulses.is_dead("it")
+
+    assert not is_dead(me)
+    unseen = replace(me, began=me.began - 1)  # its number is another's by now
+    assert is_dead(unseen)
+    for elsewhere in ({"host": "other"}, {"boot": "other"}, {"space": "other"}):
+        assert not is_dead(replace(unseen, **elsewhere))  # type: ignore[arg-type]
+
+
+def test_whoever_waits_for_a_silent_process_says_so_once(tmp_path: Path) -> None:
+    class Noting(Silent):
+        def note(self, sentence: str) -> None:
+            notes.append(sentence)
+
+    notes: list[str] = []
+    batch = small_batch(tmp_path, ["only"])
+    sign(batch, "far-away-27272-ab")
+    assert ledger_of(batch, "far-away-27272-ab").claim() is not None
+    assert do(batch, Noting()).done == 1
+    (said,) = (note for note in notes if "held" in note)
+    assert said == (
+        "1 job is held by process 27272 on far-away, which gave no sign for 0 s; it is taken over after 1 s"
+    )
 
 
 def test_a_process_that_was_taken_for_dead_writes_no_second_receipt(tmp_path: Path) -> None:
@@ -258,7 +312,7 @@ def test_a_turn_is_one_processs_and_lost_by_who_dies_in_it(tmp_path: Path) -> No
         waiting = other.submit(take)
         time.sleep(0.2)
         assert not waiting.done()
-        clock.now += 100  # the pulse's first renewal is 2.5 s away
+        clock.now += 100  # the pulse's first renewal is 1 s away
         assert waiting.result(5)
 
 

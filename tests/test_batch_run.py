@@ -224,6 +224,7 @@ def test_a_job_that_was_killed_in_the_middle_is_gone_on_with_by_whoever_takes_it
     options, watch = RunOptions(model=str(tiny_model)), Noting()
     batch = open_batch(Asked("canopy", options, str(photo), lease_s=1), Store(str(tmp_path)), Silent())
     assert run_batch(batch, watch).done == 1
+    assert not list(tmp_path.glob(".batch/owners/*"))  # nor of the one that was killed
     (said,) = (note for note in watch.notes if "unfinished run" in note)
     done, total = (int(word) for word in said.split(": ")[1].split() if word.isdecimal())
     assert 0 < done < total

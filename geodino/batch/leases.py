@@ -2,6 +2,7 @@
 
 How long is measured by whoever looks, on its own monotonic clock: two machines' clocks are never compared, and one that
 is set back does no harm. A process holds all its jobs by one object, so that a thousand jobs cost no more to hold.
+The object also says where the process is to be found, so that who runs on the same machine need not wait.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 
 from geodino.errors import OutputError
@@ -23,8 +26,59 @@ from geodino.stores import Store
 logger = logging.getLogger(__name__)
 
 OWNERS = ".batch/owners"
-# Four renewals fit into a lease, so that three may be lost.
-_BEATS_A_LEASE = 4
+# Ten renewals fit into a lease, so that nine may be lost; who has lost one is told of.
+_BEATS_A_LEASE, _TOLD_A_LEASE = 10, 8
+
+
+@dataclass(frozen=True)
+class Process:
+    """What tells a process apart from all others, for those who see the same processes as it does.
+
+    Attributes
+    ----------
+    host, boot, space
+        The machine's name, its start (`boot_id` of Linux), and the process-id namespace, as containers have their own;
+        two processes that agree on all three see each other by number.
+    pid, began
+        Its number, and when it was given it: clock ticks since the machine's start, which no setting of a clock moves
+        (field 22 of proc_pid_stat(5)).
+    """
+
+    host: str
+    boot: str
+    space: str
+    pid: int
+    began: int
+
+    @classmethod
+    def this(cls) -> Process | None:
+        """This process; None where the system does not tell, as other systems than Linux."""
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            space = str(Path("/proc/self/ns/pid").readlink())
+            began = _began(os.getpid())
+        except (OSError, ValueError, IndexError):
+            return None
+        return None if began is None else cls(socket.gethostname(), boot, space, os.getpid(), began)
+
+    def is_gone(self, here: Process | None) -> bool:
+        """Whether it has certainly ended, as far as the process `here` can see."""
+        if here is None or (self.host, self.boot, self.space) != (here.host, here.boot, here.space):
+            return False
+        try:
+            os.kill(self.pid, 0)  # asks whether it is there, and does nothing
+            return _began(self.pid) != self.began
+        except ProcessLookupError:
+            return True
+        except (OSError, ValueError, IndexError):
+            return False  # another user's, which may be hidden
+
+
+def _began(pid: int) -> int | None:
+    """When a process began, in ticks since the machine's start; None where it has ended and was not yet waited for."""
+    # The name, in brackets, may hold blanks and brackets itself.
+    after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return None if after_name[0] in "ZX" else int(after_name[19])
 
 
 class Pulse:
@@ -38,6 +92,8 @@ class Pulse:
 
     def __init__(self, store: Store, lease_s: float) -> None:
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        process = Process.this()
+        self._process = None if process is None else asdict(process)
         self._store, self._pause_s = store, lease_s / _BEATS_A_LEASE
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="geodino-pulse", daemon=True)
@@ -66,7 +122,8 @@ class Pulse:
 
     def _beat(self, beats: int) -> None:
         # The owner's name is random, so that no number of beats is ever another process's.
-        self._store.put(_key(self.owner), json.dumps({"owner": self.owner, "beats": beats}).encode())
+        said = {"owner": self.owner, "beats": beats, "process": self._process}
+        self._store.put(_key(self.owner), json.dumps(said).encode())
 
 
 class Pulses:
@@ -75,17 +132,40 @@ class Pulses:
     def __init__(self, store: Store, lease_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._lease_s, self._clock = store, lease_s, clock
         self._seen: dict[str, tuple[bytes, float]] = {}
+        self._here = Process.this()
 
     def is_dead(self, owner: str) -> bool:
         """Whether it has ended, or has given no sign for as long as a lease since it was first looked at."""
         sign = self._store.get(_key(owner))
         if sign is None:
             return True
+        process = _process_of(sign)
+        if process is not None and process.is_gone(self._here):
+            return True
         known = self._seen.get(owner)
         if known is None or known[0] != sign:
             self._seen[owner] = (sign, self._clock())
             return False
         return self._clock() - known[1] > self._lease_s
+
+    def silent_s(self, owner: str) -> float | None:
+        """For how long it has given no sign, as of the last look, where that is longer than it should be."""
+        known = self._seen.get(owner)
+        silent_s = 0.0 if known is None else self._clock() - known[1]
+        return silent_s if silent_s > self._lease_s / _TOLD_A_LEASE else None
+
+    def bury(self) -> None:
+        """Remove what is left of the dead."""
+        for entry in list(self._store.entries(f"{OWNERS}/")):
+            owner = entry.key.removeprefix(f"{OWNERS}/").removesuffix(".json")
+            if self.is_dead(owner):
+                self._store.delete(entry.key)
+
+
+def named(owner: str) -> str:
+    """An owner in words."""
+    host, pid, _ = owner.rsplit("-", 2)
+    return f"process {pid} on {host}"
 
 
 @contextmanager
@@ -112,6 +192,14 @@ def turn(store: Store, name: str, owner: str, pulses: Pulses, *, pause_s: float)
         yield
     finally:
         store.put(f"{below}/{newest + 1}", b"")
+
+
+def _process_of(sign: bytes) -> Process | None:
+    """None where it does not say, as those of earlier versions."""
+    try:
+        return Process(**json.loads(sign)["process"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _key(owner: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -193,6 +194,18 @@ class Ledger:
     def others(self) -> int:
         """How many jobs other processes hold, as of the last refresh."""
         return sum(track.state == "claimed" for job_id, track in self.tracks.items() if job_id not in self._held)
+
+    def silent(self) -> Iterator[tuple[str, int, float]]:
+        """(owner, jobs that it holds, seconds without a sign) of those who should have given one."""
+        held = Counter(
+            self._owners.get(f"{job_id}.{track.newest}", "")
+            for job_id, track in self.tracks.items()
+            if track.state == "claimed" and job_id not in self._held
+        )
+        for owner, number in held.items():
+            silent_s = self._pulses.silent_s(owner)
+            if silent_s is not None:
+                yield owner, number, silent_s
 
     def _is_dead(self, job_id: str, track: Track, dead: dict[str, bool]) -> bool:
         claim = f"{job_id}.{track.newest}"

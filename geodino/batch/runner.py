@@ -15,7 +15,7 @@ from geodino.batch.asked import Batch
 from geodino.batch.index import failed, finished, select, update_index
 from geodino.batch.jobs import Job
 from geodino.batch.lanes import Here, Lanes, Work
-from geodino.batch.leases import Pulse, Pulses, turn
+from geodino.batch.leases import Pulse, Pulses, named, turn
 from geodino.batch.ledger import Ledger, read_tracks
 from geodino.batch.work import CAUSES, Outcome, Task, run_job
 from geodino.cluster.machines import Machines
@@ -73,11 +73,14 @@ def run_batch(
     store, lease_s = batch.store, batch.manifest.lease_s
     with Pulse(store, lease_s) as pulse:
         pulses = Pulses(store, lease_s)
+        pulses.bury()  # and a first look at the rest
         ended = do_jobs(batch, pulse.owner, pulses, watch, machines=machines, max_failures=max_failures)
         if ended.stopped is not None:
             return ended
         with turn(store, "gather", pulse.owner, pulses, pause_s=_pause_s(lease_s)):
-            return gather_results(batch, watch)
+            gathered = gather_results(batch, watch)
+        pulses.bury()
+        return gathered
 
 
 def do_jobs(
@@ -130,7 +133,7 @@ def gather_results(batch: Batch, watch: Watch) -> Ended:
 def _drive(batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, max_failures: int | None) -> str | None:
     """Hand in and settle jobs until none is left; why that was left off, None where it was not."""
     may_be_empty = batch.manifest.kind == "grid"
-    refusals, mapped_ha, put_aside = 0, 0.0, set[str]()
+    refusals, mapped_ha, put_aside, silent = 0, 0.0, set[str](), set[str]()
     while True:
         while lanes.has_room() and (taken := ledger.claim()) is not None:
             lanes.submit(Task(batch.store.url, *taken, batch.spec, batch.options, batch.config, may_be_empty))
@@ -141,6 +144,7 @@ def _drive(batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, max_failure
                 watch.advance(ledger.ended, hectares=mapped_ha)
             if not more:
                 return None
+            _tell_silent(ledger, silent, batch.manifest.lease_s, watch)
             continue
         job, outcome = lanes.next()
         if outcome.ends_batch is not None:
@@ -172,6 +176,18 @@ def _learn(ledger: Ledger, pause_s: float) -> bool:
         return False
     time.sleep(pause_s)
     return True
+
+
+def _tell_silent(ledger: Ledger, told: set[str], lease_s: float, watch: Watch) -> None:
+    """Say once of each process that is waited for why it is."""
+    for owner, number, silent_s in ledger.silent():
+        if owner not in told:
+            held, they = ("is held", "it is") if number == 1 else ("are held", "they are")
+            watch.note(
+                f"{count(number, 'job')} {held} by {named(owner)}, which gave no sign for {silent_s:.0f} s; "
+                f"{they} taken over after {lease_s:g} s"
+            )
+            told.add(owner)
 
 
 def _pause_s(lease_s: float) -> float:
