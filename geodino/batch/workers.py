@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # What a client meets when its scheduler dies, by what it was at.
 _GONE = (CommClosedError, CancelledError, asyncio.CancelledError)
-_LOOK_EVERY_S = 15.0
+_LOOK_EVERY_S, _COUNT_EVERY_S = 15.0, 2.0
 _WITHOUT_WORKERS_S = 600.0
 
 
@@ -56,10 +56,12 @@ class Workers:
         self._tasks: dict[Future, Task] = {}
         self._suspects: list[Task] = []
         self._alone: set[Future] = set()
+        self._counted: dict[str, int] = {}
+        self._counted_at = -_COUNT_EVERY_S
 
     def has_room(self) -> bool:
         # Enough for a worker to have its next job when it ends one, and for a cluster of none to start its first.
-        return not self._alone and len(self._tasks) < 2 * max(sum(self._threads().values()), 1)
+        return not self._alone and len(self._tasks) < 2 * max(sum(self._threads_of_late().values()), 1)
 
     def submit(self, task: Task) -> None:
         self._start(task, "")
@@ -104,7 +106,7 @@ class Workers:
         place = hashlib.sha1(task.url.encode(), usedforsecurity=False).hexdigest()[:8]
         key = f"geodino-{place}-{task.job.id}-{task.attempt}{how}"
         self._rows.begin(task.job)
-        how_often_s = self._rows.pause_s(len(self._threads()))
+        how_often_s = self._rows.pause_s(len(self._threads_of_late()))
         with self._reached():
             future = self._client.submit(
                 work_afar, self._work, task, self._rows.topic, how_often_s,
@@ -134,6 +136,12 @@ class Workers:
         """Of each worker."""
         with self._reached():
             return dict(self._client.nthreads())
+
+    def _threads_of_late(self) -> dict[str, int]:
+        """As `_threads`, asked of the scheduler now and then: it is asked for with every job."""
+        if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
+            self._counted, self._counted_at = self._threads(), time.monotonic()
+        return self._counted
 
     def _error(self, future: Future) -> BaseException | None:
         with self._reached():
