@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,14 @@ OF_RUN = (
 )
 # And those that a machine decides for itself, which `retry` takes too; the last three say who does the jobs.
 OF_MACHINE = ("device", "batch_size", "threads", "workers", "scheduler", "config")
+# What holds of a batch where a run's own words promise more.
+_HELP = {
+    "sources": "Imagery of --grid or of a CSV of areas, needed with it: GeoTIFF, folder, STAC Item, catalog or API, "
+    "or a config's name, not auto; may be repeated.",
+    "model": "A name (`geodino models list`), hub id or folder, not auto; needed where the pipeline's is auto.",
+    "crs": "CRS of the results [default: with --grid, UTM of the AOI for all cells; else the imagery's where it keeps "
+    "metres true, else UTM].",
+}
 _BEGIN = "begin"
 
 
@@ -72,11 +81,21 @@ def batch_command(run: click.Command) -> click.Group:
     """The group `batch`, with those options of `run` that mean the same of every job."""
     group = _PipelineFirst("batch", help="Many runs over a catalog, resumable.")
     shared = {parameter.name: parameter for parameter in run.params}
-    begin.params += [shared[name] for name in (*OF_RUN, *OF_MACHINE) if name in shared]
+    begin.params += [_of_batch(shared[name]) for name in (*OF_RUN, *OF_MACHINE) if name in shared]
     retry.params += [shared[name] for name in OF_MACHINE if name in shared]
     for command in (begin, status, retry):
         group.add_command(command)
     return group
+
+
+def _of_batch(option: click.Parameter) -> click.Parameter:
+    """An option of `run` in the words of a batch."""
+    if option.name not in _HELP:
+        return option
+    assert isinstance(option, click.Option)
+    said = copy(option)
+    said.help = _HELP[option.name]
+    return said
 
 
 def _telling(function: Any) -> Any:

@@ -318,6 +318,13 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     assert not (tmp_path / "out/.batch").exists()
 
 
+def test_the_help_promises_no_default_that_a_batch_refuses() -> None:
+    said, of_run = (" ".join(CliRunner().invoke(cli, [name, "--help"]).output.split()) for name in ("batch", "run"))
+    for promised in ("[default: auto, the sample", "hub id or folder [default: the pipeline's]"):
+        assert promised in of_run and promised not in said
+    assert "with --grid, UTM of the AOI for all cells" in said and "UTM of the AOI for all" not in of_run
+
+
 def test_ctrl_c_gives_back_what_was_under_way(scenes: Path, tiny_model: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("canopy", "--catalog", scenes, "--model", tiny_model, "--out", tmp_path),
