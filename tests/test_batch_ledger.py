@@ -248,12 +248,18 @@ def test_jobs_that_fail_are_tried_again_or_not_and_the_rest_is_done(tmp_path: Pa
     assert (status.done, status.failed, status.waiting, status.processes) == (3, 1, 0, 0)
     assert status.causes["made to fail"].example == "bad"
     assert "1 job failed: made to fail, such as bad: bad fails" in status.as_text()
+    assert "jobs cover 7.0 ha, overlaps counted in each" in status.as_text()
 
 
 def test_a_batch_is_left_when_more_jobs_fail_than_may(tmp_path: Path) -> None:
     ended = do(small_batch(tmp_path, ["bad1", "bad2", "bad3", "good"]), max_failures=1)
     assert ended.stopped is not None and ended.failed == 2
     assert lines(tmp_path, "done") == []
+
+
+def test_a_batch_whose_jobs_have_all_ended_is_at_its_end_whatever_failed(tmp_path: Path) -> None:
+    ended = do(small_batch(tmp_path, ["good", "bad1", "bad2"]), max_failures=1)
+    assert ended.stopped is None and (ended.done, ended.failed) == (1, 2)
 
 
 def test_the_index_tells_what_the_receipts_say_and_heals(tmp_path: Path) -> None:

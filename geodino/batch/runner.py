@@ -63,7 +63,7 @@ def run_batch(
     machines
         Who does them; None: this process.
     max_failures
-        The batch is left when more jobs than so many have failed.
+        The batch is left when more jobs than so many have failed and any are left.
 
     Raises
     ------
@@ -161,8 +161,14 @@ def _drive(batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, max_failure
         refusals = refusals + 1 if outcome.receipt.get("cause") == _REFUSED else 0
         if refusals == _MOST_REFUSALS:
             raise OutputError(f"{outcome.receipt['error']}; so it was for {refusals} jobs in a row")
-        if max_failures is not None and ledger.failures > max_failures:
+        if max_failures is not None and ledger.failures > max_failures and _is_any_left(batch, ledger):
             return f"{count(ledger.failures, 'job')} failed, more than --max-failures {max_failures}"
+
+
+def _is_any_left(batch: Batch, ledger: Ledger) -> bool:
+    if ledger.ended < len(batch.jobs):
+        ledger.refresh()  # the others may have ended the rest
+    return ledger.ended < len(batch.jobs)
 
 
 def _learn(ledger: Ledger, pause_s: float) -> bool:

@@ -40,7 +40,7 @@ class Status:
     processes
         That have not ended; one that was killed counts until the batch ends.
     hectares
-        Mapped by now.
+        Mapped by now, the sum over jobs: where jobs overlap, ground counts in each. The summary counts it once.
     job_s
         Seconds that a job took on average.
     ha_per_h
@@ -76,7 +76,7 @@ class Status:
             self.title,
             f"{ended}, {self.claimed:,} under way, {self.waiting:,} waiting, {self.failed:,} failed",
         ]
-        mapped = f"{self.hectares:,.1f} ha mapped"
+        mapped = f"jobs cover {self.hectares:,.1f} ha, overlaps counted in each"
         if self.empty:
             mapped += f", {count(self.empty, 'cell')} without imagery"
         if self.lost_ha:
