@@ -122,7 +122,8 @@ def test_what_a_killed_process_held_is_taken_over_at_once_on_its_machine(tmp_pat
 def test_only_who_would_see_a_process_takes_it_for_dead_where_it_is_not_there(tmp_path: Path) -> None:
     store, me = Store(str(tmp_path)), Process.this()
     assert me is not None
-    pulses = Pulses(store, 300.0)
+    clock = Clock()
+    pulses = Pulses(store, 300.0, clock=clock)
 
     def is_dead(process: Process) -> bool:
         store.put(".batch/owners/it.json", json.dumps({"process": asdict(process)}).encode())
@@ -130,7 +131,9 @@ def test_only_who_would_see_a_process_takes_it_for_dead_where_it_is_not_there(tm
 
     assert not is_dead(me)
     unseen = replace(me, began=me.began - 1)  # its number is another's by now
-    assert is_dead(unseen)
+    clock.now += 50
+    assert pulses.silent_s("it") == 50
+    assert is_dead(unseen) and pulses.silent_s("it") is None
     for elsewhere in ({"host": "other"}, {"boot": "other"}, {"space": "other"}):
         assert not is_dead(replace(unseen, **elsewhere))  # type: ignore[arg-type]
 

@@ -137,10 +137,9 @@ class Pulses:
     def is_dead(self, owner: str) -> bool:
         """Whether it has ended, or has given no sign for as long as a lease since it was first looked at."""
         sign = self._store.get(_key(owner))
-        if sign is None:
-            return True
-        process = _process_of(sign)
-        if process is not None and process.is_gone(self._here):
+        process = None if sign is None else _process_of(sign)
+        if sign is None or (process is not None and process.is_gone(self._here)):
+            self._seen.pop(owner, None)
             return True
         known = self._seen.get(owner)
         if known is None or known[0] != sign:

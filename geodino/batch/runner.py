@@ -144,7 +144,8 @@ def _drive(batch: Batch, ledger: Ledger, lanes: Lanes, watch: Watch, max_failure
                 watch.advance(ledger.ended, hectares=mapped_ha)
             if not more:
                 return None
-            _tell_silent(ledger, silent, batch.manifest.lease_s, watch)
+            if not ledger.waiting:
+                _tell_silent(ledger, silent, batch.manifest.lease_s, watch)
             continue
         job, outcome = lanes.next()
         if outcome.ends_batch is not None:
