@@ -38,9 +38,10 @@ from geodino.watch import Watch, count
 
 logger = logging.getLogger(__name__)
 
-# So many tasks for each thread of the workers, so that none waits for the client; each is a few hundred bytes.
-_TASKS_A_THREAD = 4
-_LEAST_TASKS = 16
+# Tasks wait here and not with a worker, so that none is idle at the end while another has some left: one more is handed
+# out than can be at work. Where bands take less than this each, no worker is to wait for the client.
+_QUICK_S = 1.0
+_QUICK_TASKS_A_THREAD = 4
 # Finished bands make room in the work store, so they go before new ones.
 _FINISH_FIRST = 10
 # How long a cluster may be without workers; one from a config may wait in a queue as long as that says.
@@ -64,8 +65,7 @@ def on_cluster(machines: Machines, work: Work, model: str, watch: Watch) -> Iter
             make = partial(make_hand, work, model, find_weights(model).sha256())
             stack.callback(release, client, name)
             register(client, name, make, resources=resources)
-            patience_s = _WITHOUT_WORKERS_S if machines.config is None else cluster_config(machines.config).wait_s
-            crew = OnCluster(client, work, name, resources, computers, watch, patience_s)
+            crew = OnCluster(client, work, name, resources, computers, watch, machines)
         yield crew
 
 
@@ -108,17 +108,22 @@ class OnCluster:
         resources: Mapping[str, float],
         computers: tuple[Computer, ...],
         watch: Watch,
-        patience_s: float,
+        machines: Machines,
     ) -> None:
         self._client, self._work, self._name, self._watch = client, work, name, watch
-        self._resources, self._patience_s = dict(resources), patience_s
+        self._resources = dict(resources)
+        self._patience_s = _WITHOUT_WORKERS_S if machines.config is None else cluster_config(machines.config).wait_s
         hosts = len({computer.host for computer in computers})
         self.described = f"{count(len(computers), 'worker')} on {count(hosts, 'host')}"
         self.model: ModelAsRun = client.submit(_model_of, name, resources=self._resources, pure=False).result()
         self._answers: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._running: dict[Future, _Task] = {}
         self._asked: dict[BandId, int] = {}
-        self._most, self._counted_at = _LEAST_TASKS, -_COUNT_EVERY_S
+        # A cluster that grows with its work has to be shown some.
+        adapt = None if machines.config is None else cluster_config(machines.config).adapt
+        self._least = 2 if adapt is None else adapt.maximum
+        self._most, self._counted_at = self._least, -_COUNT_EVERY_S
+        self._began, self._answered = time.monotonic(), 0
 
     def compute(self, progress: Progress, told: Told) -> None:
         """As `Executor` says."""
@@ -131,6 +136,7 @@ class OnCluster:
             self._running.clear()
 
     def _compute(self, progress: Progress, told: Told) -> None:
+        self._began = time.monotonic()
         todo = deque(progress.to_predict())
         # Of a worker's death its neighbours in time may be accused too; each is tried again by itself.
         suspects: deque[_Task] = deque()
@@ -196,6 +202,7 @@ class OnCluster:
                 continue
             task = self._running.pop(future, None)
             if task is not None:
+                self._answered += 1
                 return task, future
 
     def _fault(self, task: _Task, error: BaseException, progress: Progress) -> None:
@@ -217,8 +224,11 @@ class OnCluster:
 
     def _most_tasks(self) -> int:
         if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
+            now = time.monotonic()
             threads = sum(int(each) for each in self._client.nthreads().values())
-            self._most, self._counted_at = max(_LEAST_TASKS, _TASKS_A_THREAD * threads), time.monotonic()
+            quick = bool(self._answered) and threads * (now - self._began) / self._answered < _QUICK_S
+            most = threads * (_QUICK_TASKS_A_THREAD if quick else 1) + 1
+            self._most, self._counted_at = max(most, self._least), now
         return self._most
 
 
