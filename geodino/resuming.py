@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from geodino.compute import Work
-from geodino.errors import NoImageryError, OutputError, ReadError, SourceError
+from geodino.errors import NoImageryError, OutputError, ReadError
 from geodino.fingerprint import fingerprint, settle
 from geodino.models.as_run import ModelAsRun
 from geodino.progress import BANDS, Progress, read_progress
@@ -42,9 +41,9 @@ def kept_for_later(store: Store, watch: Watch) -> Iterator[None]:
     """Says where what is done lies, should the block not come to its end; removes what nobody could go on with."""
     try:
         yield
-    except SourceError:
+    except NoImageryError:
         # Other imagery would be another run.
-        _remove(store)
+        store.clear()
         raise
     except BaseException:
         # A disk or store that refuses has said so already.
@@ -52,15 +51,8 @@ def kept_for_later(store: Store, watch: Watch) -> Iterator[None]:
             if any(True for _ in store.entries(BANDS)):
                 watch.note("what is done is kept: the same command goes on with it")
             else:
-                _remove(store)
+                store.clear()
         raise
-
-
-def _remove(store: Store) -> None:
-    for entry in list(store.entries()):
-        store.delete(entry.key)
-    if store.folder is not None:
-        shutil.rmtree(store.folder, ignore_errors=True)
 
 
 def tally_of(work: Work, progress: Progress) -> Tally:
