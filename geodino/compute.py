@@ -21,7 +21,7 @@ import rasterio
 
 from geodino.aoi import AOIMask
 from geodino.bands import Band, BandId, cut, rows_for
-from geodino.errors import ConfigError, OutputError
+from geodino.errors import ConfigError, GeodinoError, OutputError
 from geodino.grid import Grid, Window
 from geodino.models import Model
 from geodino.models.as_run import ModelAsRun
@@ -170,7 +170,7 @@ class Hand:
                 for computed in stream:
                     computed.tally.unverified |= set(self._mosaic.unverified)
                     yield computed
-        except BaseException:
+        except (GeodinoError, MemoryError):
             # The imagery was told to stop, and would give nothing to the next band.
             self.close()
             self._open()
