@@ -218,7 +218,8 @@ def _lanes(batch: Batch, machines: Machines, work: Work, watch: Watch) -> Iterat
     if not machines.asked:
         yield Here(work, watch)
         return
-    from geodino.batch.workers import Workers, patience_s
+    from geodino.batch.workers import Workers
+    from geodino.cluster.answers import patience_s
     from geodino.cluster.opening import open_client, task_resources
     from geodino.cluster.survey import Needs, checked
 

@@ -7,15 +7,11 @@ that a task which Dask runs again finds it done.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import logging
-import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +19,7 @@ import rasterio
 from distributed import Client, Future, KilledWorker
 
 from geodino.bands import BandId
+from geodino.cluster.answers import Answers, errors_that_travel, patience_s, reached
 from geodino.cluster.held import held, register, release
 from geodino.cluster.machines import Machines, cluster_config
 from geodino.cluster.opening import open_client, task_resources
@@ -36,20 +33,12 @@ from geodino.progress import Progress, Receipt, receipt_of
 from geodino.sources.raster import LOCAL_OPTIONS
 from geodino.watch import Watch, count
 
-logger = logging.getLogger(__name__)
-
 # Tasks wait here and not with a worker, so that none is idle at the end while another has some left: one more is handed
 # out than can be at work. Where bands take less than this each, no worker is to wait for the client.
 _QUICK_S = 1.0
 _QUICK_TASKS_A_THREAD = 4
 # Finished bands make room in the work store, so they go before new ones.
 _FINISH_FIRST = 10
-# How long a cluster may be without workers; one from a config may wait in a queue as long as that says.
-_WITHOUT_WORKERS_S = 600.0
-_LOOK_EVERY_S = 15.0
-_COUNT_EVERY_S = 2.0
-# What a client meets when its scheduler dies, by what it was at.
-_GONE = (OSError, CancelledError, asyncio.CancelledError)
 
 
 @contextmanager
@@ -57,7 +46,7 @@ def on_cluster(machines: Machines, work: Work, model: str, watch: Watch) -> Iter
     """Workers that are fit for a run and hold what they need for it; arguments and errors as `executors.executor`."""
     options = work.plan.options
     with open_client(machines, watch) as client, ExitStack() as stack:
-        with _named_if_gone(client):
+        with reached(client):
             resources = task_resources(machines, client)
             needs = Needs(options.device, options.precision, resources, work.plan.scenes, work.store)
             computers = stack.enter_context(checked(client, needs, watch))
@@ -67,19 +56,6 @@ def on_cluster(machines: Machines, work: Work, model: str, watch: Watch) -> Iter
             register(client, name, make, resources=resources)
             crew = OnCluster(client, work, name, resources, computers, watch, machines)
         yield crew
-
-
-@contextmanager
-def _named_if_gone(client: Client) -> Iterator[None]:
-    """ClusterError where the scheduler dies within the block; what tasks raise comes as a GeodinoError."""
-    try:
-        yield
-    except GeodinoError:
-        raise
-    except _GONE as error:
-        raise ClusterError(
-            f"the scheduler {client.scheduler.address} is gone; run the same command again to go on"
-        ) from error
 
 
 def make_hand(work: Work, model: str, sha256: str) -> Hand:
@@ -110,29 +86,25 @@ class OnCluster:
         watch: Watch,
         machines: Machines,
     ) -> None:
-        self._client, self._work, self._name, self._watch = client, work, name, watch
+        self._work, self._name = work, name
         self._resources = dict(resources)
-        self._patience_s = _WITHOUT_WORKERS_S if machines.config is None else cluster_config(machines.config).wait_s
         hosts = len({computer.host for computer in computers})
         self.described = f"{count(len(computers), 'worker')} on {count(hosts, 'host')}"
         self.model: ModelAsRun = client.submit(_model_of, name, resources=self._resources, pure=False).result()
-        self._answers: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._answers = Answers(client, watch, patience_s(machines))
         self._running: dict[Future, _Task] = {}
         self._asked: dict[BandId, int] = {}
         # A cluster that grows with its work has to be shown some.
         adapt = None if machines.config is None else cluster_config(machines.config).adapt
         self._least = 2 if adapt is None else adapt.maximum
-        self._most, self._counted_at = self._least, -_COUNT_EVERY_S
         self._began, self._answered = time.monotonic(), 0
 
     def compute(self, progress: Progress, told: Told) -> None:
         """As `Executor` says."""
         try:
-            with _named_if_gone(self._client):
-                self._compute(progress, told)
+            self._compute(progress, told)
         finally:
-            with suppress(*_GONE):
-                self._client.cancel(list(self._running))
+            self._answers.cancel(self._running)
             self._running.clear()
 
     def _compute(self, progress: Progress, told: Told) -> None:
@@ -150,11 +122,9 @@ class OnCluster:
                 suspect = suspects.popleft().id
                 again = self._finish if suspect in progress.receipts else self._predict
                 again(suspect, progress, alone=True)
-            task, future = self._next()
-            if future.status == "cancelled":
-                raise CancelledError
-            # Each question to the scheduler takes a millisecond.
-            error = future.exception() if future.status == "error" else None
+            future = self._answers.next()
+            task, error = self._running.pop(future), self._answers.error(future)
+            self._answered += 1
             if isinstance(error, KilledWorker) and not task.alone:
                 suspects.append(task)
                 continue
@@ -178,32 +148,8 @@ class OnCluster:
     def _submit(self, task: _Task, function: Callable[..., object], *args: object, **how: object) -> None:
         number = self._asked[task.id] = self._asked.get(task.id, 0) + 1
         key = f"{self._name}-{function.__name__.strip('_')}-{task.id.key}-{number}"
-        future = self._client.submit(function, self._name, task.id.key, *args, key=key, **how)
+        future = self._answers.submit(function, self._name, task.id.key, *args, key=key, **how)
         self._running[future] = task
-        future.add_done_callback(self._answers.put)
-
-    def _next(self) -> tuple[_Task, Future]:
-        """The next task that came to an end."""
-        alone_since = None
-        while True:
-            try:
-                future = self._answers.get(timeout=_LOOK_EVERY_S)
-            except queue.Empty:
-                if self._client.scheduler_info(n_workers=-1)["workers"]:
-                    alone_since = None
-                    continue
-                if alone_since is None:
-                    alone_since = time.monotonic()
-                    self._watch.warn("no worker is left; waiting for one")
-                if time.monotonic() - alone_since > self._patience_s:
-                    raise ClusterError(
-                        f"no worker came for {self._patience_s:.0f} s; start some, and run the same command again"
-                    ) from None
-                continue
-            task = self._running.pop(future, None)
-            if task is not None:
-                self._answered += 1
-                return task, future
 
     def _fault(self, task: _Task, error: BaseException, progress: Progress) -> None:
         if isinstance(error, KilledWorker):
@@ -223,13 +169,10 @@ class OnCluster:
         return any(task.id == id_ for task in self._running.values())
 
     def _most_tasks(self) -> int:
-        if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
-            now = time.monotonic()
-            threads = sum(int(each) for each in self._client.nthreads().values())
-            quick = bool(self._answered) and threads * (now - self._began) / self._answered < _QUICK_S
-            most = threads * (_QUICK_TASKS_A_THREAD if quick else 1) + 1
-            self._most, self._counted_at = max(most, self._least), now
-        return self._most
+        threads = sum(self._answers.threads().values())
+        took_s = time.monotonic() - self._began
+        quick = bool(self._answered) and threads * took_s / self._answered < _QUICK_S
+        return max(threads * (_QUICK_TASKS_A_THREAD if quick else 1) + 1, self._least)
 
 
 def _token(work: Work) -> str:
@@ -242,19 +185,7 @@ def _model_of(name: str) -> ModelAsRun:
     return held(name, Hand).model
 
 
-@contextmanager
-def _errors_that_travel() -> Iterator[None]:
-    """What geodino raises on purpose, by its sentence alone: causes of GDAL's own classes cannot be pickled."""
-    failed: GeodinoError | None = None
-    try:
-        with rasterio.Env(**LOCAL_OPTIONS):
-            yield
-    except GeodinoError as error:
-        failed = type(error)(str(error))
-    if failed is not None:
-        raise failed
-
-
+@errors_that_travel
 def _predict(name: str, key: str, around: dict[BandId, Receipt] | None, missing: tuple[BandId, ...]) -> Receipt:
     """On a worker: predict a band; and finish it, where all is known that it waits for."""
     hand, id_ = held(name, Hand), BandId.of(key)
@@ -262,7 +193,7 @@ def _predict(name: str, key: str, around: dict[BandId, Receipt] | None, missing:
     # Dask runs a task again whose worker died before its receipt was fetched.
     if kept is not None and (kept.final or around is None):
         return kept
-    with _errors_that_travel():
+    with rasterio.Env(**LOCAL_OPTIONS):
         (computed,) = hand.compute([hand.work.bands[id_]])
         receipt = hand.keep(computed, core=around is None)
         if around is None or receipt.final:
@@ -270,11 +201,12 @@ def _predict(name: str, key: str, around: dict[BandId, Receipt] | None, missing:
         return hand.finish(computed, around | {id_: receipt}, missing)
 
 
+@errors_that_travel
 def _finish(name: str, key: str, around: dict[BandId, Receipt], missing: tuple[BandId, ...]) -> Receipt:
     """On a worker: finish a band that was kept."""
     hand = held(name, Hand)
     kept = receipt_of(hand.work.store, key)
     if kept is not None and kept.final:
         return kept
-    with _errors_that_travel():
+    with rasterio.Env(**LOCAL_OPTIONS):
         return hand.finish(hand.fetch(around[BandId.of(key)]), around, missing)
