@@ -21,7 +21,7 @@ _WINDOWS_A_ROW = 256
 _MOST_ROWS = 4
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class BandId:
     """A band's place on the lattice of bands."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,7 +23,7 @@ BANDS = "bands/"
 _RECEIPT = ".json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sum:
     """An object of the work store, and what its bytes are."""
 
@@ -40,7 +40,7 @@ class Sum:
         return data is not None and Sum.of(self.name, data) == self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A finished part of a staged raster: (row, col, height, width) on its own grid."""
 
@@ -52,7 +52,7 @@ class Piece:
         return Window(*self.window)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """A band whose windows have been through the model.
 
@@ -95,7 +95,7 @@ class Progress:
     Attributes
     ----------
     receipts
-        Of the bands that are predicted or final.
+        Of the bands that are predicted or final; those of final ones without their tally, which is counted here.
     skipped
         Bands that were given up, and why.
     windows_done, bands_done
@@ -110,14 +110,18 @@ class Progress:
     windows_done: int = 0
     bands_done: int = 0
     pixels_done: int = 0
+    _total: Tally = field(default_factory=Tally)
 
     def note(self, receipt: Receipt) -> None:
         """Note what was done to a band."""
         id_ = BandId.of(receipt.key)
-        self.receipts[id_] = receipt
         if receipt.final:
+            self._total.add(receipt.tally)
             self.pixels_done += receipt.tally.pixels_written
             self._count(id_)
+            # A run over a country has very many of them.
+            receipt = replace(receipt, tally=_COUNTED)
+        self.receipts[id_] = receipt
 
     def give_up(self, id_: BandId, why: str) -> None:
         """Note that a band will not be computed."""
@@ -153,11 +157,12 @@ class Progress:
         return self.bands_done == len(self.bands)
 
     def tally(self) -> Tally:
-        """All that was counted, band by band in lattice order, so that sums do not depend on who was first."""
+        """All that was counted; of bands that are not final, what their predictions did."""
         total = Tally()
-        for id_ in self.bands:
-            if id_ in self.receipts:
-                total.add(self.receipts[id_].tally)
+        total.add(self._total)
+        for receipt in self.receipts.values():
+            if not receipt.final:
+                total.add(receipt.tally)
         return total
 
     def _count(self, id_: BandId) -> None:
@@ -204,3 +209,4 @@ def receipt_of(store: Store, key: str) -> Receipt | None:
 
 
 _ADAPTER = TypeAdapter(Receipt)
+_COUNTED = Tally()

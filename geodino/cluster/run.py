@@ -130,9 +130,11 @@ class OnCluster:
                 continue
             if error is not None:
                 self._fault(task, error, progress)
+                told(None)
             else:
-                progress.note(future.result())
-            told(progress.receipts.get(task.id))
+                receipt: Receipt = future.result()
+                progress.note(receipt)
+                told(receipt)
             for id_ in list(progress.can_finish((task.id, *task.id.after))):
                 if not self._is_finishing(id_):
                     self._finish(id_, progress)
@@ -147,7 +149,8 @@ class OnCluster:
 
     def _submit(self, task: _Task, function: Callable[..., object], *args: object, **how: object) -> None:
         number = self._asked[task.id] = self._asked.get(task.id, 0) + 1
-        key = f"{self._name}-{function.__name__.strip('_')}-{task.id.key}-{number}"
+        # Dask shows what comes before the first word with a digit.
+        key = f"{function.__name__.strip('_')}-{self._name}-{task.id.key}-{number}"
         future = self._answers.submit(function, self._name, task.id.key, *args, key=key, **how)
         self._running[future] = task
 
