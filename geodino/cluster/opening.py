@@ -40,6 +40,12 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _WORKER_SETTINGS: dict[str, object] = {
     f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause")
 }
+# Dask looks at itself a hundred times a second, which with two workers on two cores takes 3 % of what they have.
+_LOOK_SELDOM: dict[str, object] = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "2s",
+}
 
 
 @contextmanager
@@ -148,11 +154,15 @@ def _local(machines: Machines) -> Iterator[Client]:
         "cls": Scheduler,
         "options": {"host": "127.0.0.1", "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0"},
     }
-    settings = _WORKER_SETTINGS | {
-        "distributed.worker.preload": ["geodino.cluster.deaf"],
-        # Dask gives workers one thread else, and what it sets here is there before anything is imported.
-        "distributed.nanny.pre-spawn-environ": {name: workers[0]["options"]["env"][name] for name in _THREADS},
-    }
+    settings = (
+        _WORKER_SETTINGS
+        | _LOOK_SELDOM
+        | {
+            "distributed.worker.preload": ["geodino.cluster.deaf"],
+            # Dask gives workers one thread else, and what it sets here is there before anything is imported.
+            "distributed.nanny.pre-spawn-environ": {name: workers[0]["options"]["env"][name] for name in _THREADS},
+        }
+    )
     with (
         _environment_kept(),
         dask.config.set(settings),
