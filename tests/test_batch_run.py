@@ -82,6 +82,10 @@ def test_a_folder_of_scenes_becomes_a_run_each_and_a_catalog(scenes: Path, tiny_
     record = read_record(folder_of(out, "east") / "run.json")
     assert [scene["id"] for scene in record.scenes] == ["east"] and record.aoi.origin == "east"
     assert (out / "collection.json").is_file() and (out / "items.parquet").is_file()
+    title = f"Canopy height with {tiny_model.name}, {scenes.name}"
+    assert json.loads((out / "collection.json").read_text())["title"] == title
+    for name in ("collection.json", "items.parquet", "jobs.parquet", "summary.json", "statistics.parquet"):
+        assert str(scenes.parent).encode() not in (out / name).read_bytes()
     # Again there is nothing left to do.
     before = (folder_of(out, "east") / "run.json").stat().st_mtime_ns
     assert invoke("canopy", "--catalog", scenes, "--model", tiny_model, "--out", out)[0] == 0

@@ -14,6 +14,7 @@ from geodino.batch.cells import cell_side, cells, grid_of, read_side
 from geodino.batch.jobs import Job, read_jobs, write_jobs
 from geodino.batch.listing import Listing, scene_jobs
 from geodino.batch.manifest import Manifest, begin, now, read_manifest, require_same, settings_of
+from geodino.batch.titles import imagery_of
 from geodino.errors import ConfigError
 from geodino.grid import Grid
 from geodino.models.catalog import rows
@@ -203,6 +204,7 @@ def _begin(asked: Asked, settled: _Settled, settings: dict[str, JsonValue], stor
             lease_s=asked.lease_s,
             began=now(),
             left_out=listing.left_out,
+            imagery=imagery_of(settled.catalog, settled.options),
         ),
     )
     total_ha = sum(job.hectares for job in listing.jobs)

@@ -40,7 +40,7 @@ class Facts:
     planned
         How many jobs it has.
     pipeline, catalog
-        As the user gave them, without what may be secret.
+        What they are called, which is no place on a disk.
     """
 
     title: str

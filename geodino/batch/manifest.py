@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
@@ -42,6 +43,8 @@ class Manifest:
         UTC.
     left_out
         Sentences about what the catalog holds besides.
+    imagery
+        What the catalog or the sources call themselves, which says nothing of where they lie on a disk.
     """
 
     kind: str
@@ -52,6 +55,7 @@ class Manifest:
     lease_s: float
     began: str
     left_out: tuple[str, ...] = ()
+    imagery: str = ""
     geodino: str = __version__
     version: int = VERSION
 
@@ -67,9 +71,10 @@ class Manifest:
         return TypeAdapter(RunOptions).validate_python(given)
 
     def title(self) -> str:
-        """What a list of batches would call it: `canopy with nano, sample`."""
-        said = self.settings
-        return f"{self.pipeline.title} with {self.options.model}, {said['catalog'] or ', '.join(self.options.sources)}"
+        """What a list of batches would call it: `Canopy height with nano, Orthophotos of our county`."""
+        parts = [Path(part) for part in str(self.options.model).split("+")]
+        model = "+".join(part.name if part.is_absolute() else str(part) for part in parts)
+        return f"{self.pipeline.title} with {model}, {self.imagery}"
 
 
 def settings_of(spec: PipelineSpec, options: RunOptions, more: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

@@ -118,13 +118,12 @@ def gather_results(batch: Batch, watch: Watch) -> Ended:
             path, "SELECT coalesce(sum(state = 'done'), 0), coalesce(sum(state = 'failed'), 0), "
             "coalesce(sum(lost_ha), 0), coalesce(sum(empty), 0) FROM jobs"
         )  # fmt: skip
-        catalog = batch.manifest.settings["catalog"]
         facts = Facts(
             title=batch.manifest.title(),
             disjoint=batch.manifest.kind == "grid",
             planned=len(batch.jobs) - int(str(empty)),
             pipeline=batch.spec.name,
-            catalog=str(catalog or ", ".join(batch.options.sources)),
+            catalog=batch.manifest.imagery,
         )
         summary = gather(batch.store, finished(path), failed(path), facts, watch=watch)
     return Ended(int(str(done)), int(str(bad)), float(str(lost)), None, summary.as_dict(), summary.as_text())

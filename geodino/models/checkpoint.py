@@ -137,7 +137,7 @@ def row_of_folder(folder: Path) -> ModelRow:
     shape = _shape(config)
     found = ModelRow(
         folder.name,
-        f"{family} from {folder}",
+        f"{family} from {folder.name}",
         family,
         shape,
         mean,
@@ -148,7 +148,7 @@ def row_of_folder(folder: Path) -> ModelRow:
     )
     for row in rows():
         if (row.family, row.shape, row.mean, row.std) == (family, shape, mean, std):
-            title = f"{row.title}, from {folder}"
+            title = f"{row.title}, from {folder.name}"
             found = replace(row, name=folder.name, title=title, hub_id=None, gated=False, official=())
     return replace(
         found,
