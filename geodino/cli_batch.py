@@ -39,6 +39,7 @@ OF_RUN = (
     "repair_aoi",
     "force_gsd",
     "precision",
+    "tta",
     "on_read_error",
     "on_band_error",
     "verify",

@@ -49,6 +49,14 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @click.option(
+    "--tta",
+    type=click.Choice(["1", "2", "4", "8"]),
+    default="1",
+    show_default=True,
+    callback=lambda context, option, value: int(value),
+    help="Average so many views of each window, turned and mirrored: a little better, as many times slower.",
+)
+@click.option(
     "--chips", "chips_folder", type=click.Path(path_type=Path), help="Where chips are kept [default: nowhere]."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for evaluation.json and the pictures.")
@@ -119,7 +127,8 @@ def _of_model(task: str, name: str, folder: Path, given: dict[str, Any]) -> tupl
     from geodino.training.chips import ChipOptions, LabelOptions, build_chips
     from geodino.watch import PlainWatch
 
-    model = load_model(name, precision=given["precision"], device=given["device"], head=HEADS[task])  # type: ignore[index]
+    how = {key: given[key] for key in ("precision", "device", "tta")}
+    model = load_model(name, head=HEADS[task], **how)  # type: ignore[index]
     bands = tuple(band.strip() for band in (given["bands"] or "").split(",") if band.strip())
     chips = build_chips(
         task,  # type: ignore[arg-type]

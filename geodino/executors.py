@@ -94,7 +94,14 @@ def model_for(work: Work, name: str, load: Load = load_model) -> Model:
     """The model, loaded as the options of a run say."""
     options = work.plan.options
     head = "height" if work.products.maps else "trees"
-    return load(name, precision=options.precision, device=options.device, batch_size=options.batch_size, head=head)
+    return load(
+        name,
+        precision=options.precision,
+        device=options.device,
+        batch_size=options.batch_size,
+        head=head,
+        tta=options.tta,
+    )
 
 
 class Here:

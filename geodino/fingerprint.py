@@ -46,6 +46,7 @@ def fingerprint(plan: Plan, model: ModelAsRun) -> dict[str, JsonValue]:
             "precision": model.precision,
             "device": model.device.partition(":")[0],
             "batch_size": min(model.batch_size, COLS),
+            "tta": model.tta,
         },
         "aoi": {"area_ha": round(plan.aoi.area_ha, 4), "sha256": _hash(shapely.to_wkb(plan.needed), plan.geometry.wkb)},
         "grid": {"crs": str(plan.grid.crs), "gsd_m": plan.grid.gsd},

@@ -40,6 +40,8 @@ class RunOptions:
         A profile by name; None: the pipeline's.
     precision, device, batch_size
         How the model runs; they move numbers by less than the stated precision.
+    tta
+        How many views of each window are averaged (test-time augmentation): 1, 2, 4 or 8, at as many times the time.
     threads
         Reader threads; None: what suits the imagery and the device (`reader_threads`).
     on_read_error
@@ -76,6 +78,7 @@ class RunOptions:
     precision: str = "auto"
     device: str = "auto"
     batch_size: int | None = None
+    tta: int = 1
     threads: int | None = None
     on_read_error: str = "fail"
     on_band_error: str = "fail"

@@ -146,7 +146,12 @@ def estimate(
     began = time.perf_counter()
     head = "height" if products.maps else "trees"
     model = load_model(
-        name, precision=options.precision, device=options.device, batch_size=options.batch_size, head=head
+        name,
+        precision=options.precision,
+        device=options.device,
+        batch_size=options.batch_size,
+        head=head,
+        tta=options.tta,
     )
     return measure(plan, products, model, load_s=time.perf_counter() - began)
 

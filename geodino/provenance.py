@@ -52,6 +52,7 @@ def made_by(model: ModelAsRun, tiling: Tiling) -> dict[str, str]:
         "mean": ", ".join(f"{value:g}" for value in model.mean),
         "std": ", ".join(f"{value:g}" for value in model.std),
         "precision": model.precision,
+        "tta": "no" if model.tta == 1 else f"{model.tta} views of each window, averaged",
         "window": f"{tiling.size} px, overlap {tiling.overlap} px, margin {tiling.margin} px",
     }
 
@@ -183,6 +184,7 @@ def _model_record(model: ModelAsRun, reference: str) -> ModelRecord:
         licence=model.licence.name,
         licence_url=model.licence.url,
         demonstration=model.row.demonstration,
+        tta=model.tta,
     )
 
 

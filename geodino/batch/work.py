@@ -152,8 +152,9 @@ def _run(task: Task, scratch: Path, watch: Watch) -> RunRecord:
         device: str = "auto",
         batch_size: int | None = None,
         head: str = "height",
+        tta: int = 1,
     ) -> Model:
-        model = _load_once(name_or_path, precision, device, batch_size, head)
+        model = _load_once(name_or_path, precision, device, batch_size, head, tta)
         _require_same_weights(store, model.weights_sha256)
         return model
 
@@ -172,8 +173,10 @@ def _run(task: Task, scratch: Path, watch: Watch) -> RunRecord:
 
 
 @lru_cache(maxsize=1)
-def _load_once(name_or_path: str | Path, precision: str, device: str, batch_size: int | None, head: str) -> Model:
-    return load_model(name_or_path, precision=precision, device=device, batch_size=batch_size, head=head)
+def _load_once(
+    name_or_path: str | Path, precision: str, device: str, batch_size: int | None, head: str, tta: int
+) -> Model:
+    return load_model(name_or_path, precision=precision, device=device, batch_size=batch_size, head=head, tta=tta)
 
 
 def _require_same_weights(store: Store, sha256: str) -> None:

@@ -53,10 +53,11 @@ def evaluate_model(
                 "columns of the splits"
             )
     _check_classes(model, chips)
+    name = model.name if model.tta == 1 else f"{model.name}, {model.tta} views averaged"
     return evaluate_chips(
         predictor_of(model, chips.task),
         chips,
-        subject=Subject(model.name, model.weights_sha256, model.licence.name),
+        subject=Subject(name, model.weights_sha256, model.licence.name),
         settings=settings or settings_of(model, chips.task),
         by={column: chips.table[column].astype(str).tolist() for column in by},
         batch=model.batch_size(chips.size),

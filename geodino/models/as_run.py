@@ -24,6 +24,8 @@ class ModelAsRun:
         Of the process that computed; `cpu`, `cuda:0`.
     batch_size
         Windows that went through it together, at most.
+    tta
+        How many views of each were averaged.
     """
 
     row: ModelRow
@@ -32,13 +34,13 @@ class ModelAsRun:
     device: str
     batch_size: int
     heads: Mapping[str, Mapping[str, Any]]
+    tta: int = 1
 
     @classmethod
     def of(cls, model: Model, side: int) -> ModelAsRun:
         """The model on windows of that side, pixels."""
-        return cls(
-            model.row, model.weights_sha256, model.precision, str(model.device), model.batch_size(side), model.heads
-        )
+        device, batch_size = str(model.device), model.batch_size(side)
+        return cls(model.row, model.weights_sha256, model.precision, device, batch_size, model.heads, model.tta)
 
     @property
     def name(self) -> str:

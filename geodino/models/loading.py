@@ -63,6 +63,7 @@ def load_model(
     device: str = "auto",
     batch_size: int | None = None,
     head: str = "height",
+    tta: int = 1,
 ) -> Model:
     """A model, ready to predict.
 
@@ -78,9 +79,10 @@ def load_model(
         "auto", "cpu", "cuda", "cuda:N" or "mps".
     batch_size
         Windows predicted at once; None for what suits the device. Halved when memory runs out.
-
     head
         What it must be able to say: "height", "trees", "segment" or "classify".
+    tta
+        How many views of each window are averaged, see `models.tta`: 1, 2, 4 or 8.
 
     Raises
     ------
@@ -98,6 +100,7 @@ def load_model(
         precision=how,
         device=where,
         batch_size=batch_size,
+        tta=tta,
     )
 
 

@@ -21,6 +21,7 @@ from geodino.models.network import HeadedNetwork, as_maps
 from geodino.models.passes import BYTES_A_PIXEL, at_once, passes
 from geodino.models.precision import Precision, autocast, normalise, prepare
 from geodino.models.pyramid import CELL
+from geodino.models.tta import averaged, views
 from geodino.stitch import Layer
 from geodino.windows import PATCH, SIDE_MULTIPLE, Tiling
 
@@ -52,6 +53,8 @@ class Model:
         Of the backbone's matrix products; everything else, the head included, is float32.
     weights_sha256
         Of the weights file; of the list of hashes where there are several.
+    tta
+        How many views of each window are averaged.
     """
 
     outputs: tuple[str, ...] = ("height", "spread")
@@ -65,9 +68,11 @@ class Model:
         precision: Precision,
         device: torch.device,
         batch_size: int | None = None,
+        tta: int = 1,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ModelError(f"batch size {batch_size} must be at least 1")
+        self._views = views(tta)
         self.row = row if row.parameters else replace(row, parameters=network.num_parameters())
         self.weights_sha256 = weights_sha256
         self.device = device
@@ -100,6 +105,10 @@ class Model:
     @property
     def licence(self) -> Licence:
         return self.row.licence
+
+    @property
+    def tta(self) -> int:
+        return len(self._views)
 
     @property
     def heads(self) -> dict[str, dict[str, Any]]:
@@ -191,6 +200,9 @@ class Model:
         unknown = [task for task in asked if task not in self.tasks]
         if unknown:
             raise ModelError(f"{self.name} has no head for {', '.join(unknown)}: it has {', '.join(self.tasks)}")
+        return averaged(lambda seen: self._maps(seen, asked), images, self._views)
+
+    def _maps(self, images: npt.NDArray[np.float32], asked: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         side = images.shape[-1]
         found: dict[str, list[npt.NDArray[np.float32]]] = {task: [] for task in asked}
         start = 0

@@ -216,8 +216,9 @@ def _grid_and_window(record: RunRecord) -> tuple[Grid, Window]:
 def _lineage(record: RunRecord) -> str:
     model, windows = record.model, record.windows
     scenes = ", ".join(str(scene["id"]) for scene in record.scenes)
+    views = "" if model.tta == 1 else f", {model.tta} views averaged,"
     return (
-        f"{model.title} ({model.name}, weights SHA-256 {model.weights_sha256}, {model.licence}) in {model.precision} "
+        f"{model.title} ({model.name}, weights SHA-256 {model.weights_sha256}, {model.licence}) in {model.precision}{views} "
         f"on windows of {windows.size_px} px with {windows.overlap_px} px overlap at {record.grid.gsd_m:g} m, "
         f"over {scenes}; {windows.run} windows run, {len(windows.without_imagery)} without imagery"
     )
@@ -252,6 +253,7 @@ def _model_fields(record: RunRecord) -> dict[str, object]:
         "mlm:hyperparameters": {
             "weights_sha256": model.weights_sha256,
             "precision": model.precision,
+            "tta": model.tta,
             "window_px": side,
             "overlap_px": record.windows.overlap_px,
             "margin_px": record.windows.margin_px,

@@ -74,7 +74,7 @@ class WindowsRecord:
 class ModelRecord:
     """Which weights made the heights, how they were run, and what they may be used for.
 
-    `reference` is what --model takes to run it again (a name, a hub id, a folder), `href` where anybody finds the
+    `tta` views of each window were averaged. `reference` is what --model takes to run it again (a name, a hub id, a folder), `href` where anybody finds the
     model, a URN of its weights for one that is on no hub; `licence_url` is empty where its makers give none.
     """
 
@@ -91,6 +91,7 @@ class ModelRecord:
     licence: str
     licence_url: str
     demonstration: bool
+    tta: int = 1
 
 
 @dataclass(frozen=True)

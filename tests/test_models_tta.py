@@ -1,0 +1,91 @@
+"""Windows that are seen mirrored and turned too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from test_pipeline import wkt
+
+import geodino
+from geodino.errors import ModelError
+from geodino.models import Model
+from geodino.models.tta import VIEWS, View, averaged, views
+from geodino.options import RunOptions
+from geodino.outputs.record import read_record
+
+ALL = VIEWS[8]
+
+
+@pytest.mark.parametrize("view", ALL)
+def test_a_view_undone_is_the_window_again(view: View) -> None:
+    images = np.random.default_rng(0).random((2, 3, 4, 6), dtype=np.float32)
+    np.testing.assert_array_equal(view.undone(view.of(images)), images)
+
+
+@pytest.mark.parametrize("view", ALL)
+def test_offsets_point_to_the_same_ground_whatever_the_view(view: View) -> None:
+    # A tree stands 2 cells to the right of a cell and 1 below it.
+    ground = np.zeros((1, 1, 7, 7), np.float32)
+    ground[0, 0, 2, 3], ground[0, 0, 3, 5] = 1, 2
+    seen = view.of(ground)[0, 0]
+    row, col = np.argwhere(seen == 1)[0]
+    tree_row, tree_col = np.argwhere(seen == 2)[0]
+    said = np.zeros((1, 2, 7, 7), np.float32)
+    said[0, :, row, col] = tree_col - col, tree_row - row
+    np.testing.assert_array_equal(view.offsets_undone(said)[0, :, 2, 3], [2, 1])
+
+
+def test_the_eight_views_are_all_different_and_fewer_are_some_of_them() -> None:
+    image = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
+    assert len({view.of(image).tobytes() for view in ALL}) == 8
+    assert all(set(some) <= set(ALL) and len(some) == count for count, some in VIEWS.items())
+    with pytest.raises(ModelError, match=r"3 views .* give 1, 2, 4, 8"):
+        views(3)
+
+
+def test_the_spread_of_views_holds_how_far_their_heights_lie_apart() -> None:
+    heights = iter([10.0, 14.0])
+
+    def say(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {"canopy": np.full((1, 2, 4, 4), 3.0, np.float32) * [[[[next(heights) / 3]], [[1]]]]}
+
+    (said,) = averaged(say, np.zeros((1, 3, 4, 4), np.float32), views(2))["canopy"]
+    assert np.allclose(said[0], 12) and np.allclose(said[1], np.sqrt(9 + 4))
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_a_model_that_averages_views_answers_alike_to_a_window_that_is_turned(count: int) -> None:
+    model = geodino.load_model("nano", precision="fp32", device="cpu", tta=count)
+    plain = geodino.load_model("nano", precision="fp32", device="cpu")
+    images = np.random.default_rng(3).random((1, 3, 64, 64), dtype=np.float32)
+    turned = View(2)
+
+    def apart(asked: Model) -> dict[str, float]:
+        said, other = asked.maps(images), asked.maps(turned.of(images))
+        other["trees"][:, 2:] *= -1
+        return {task: float(np.abs(turned.undone(other[task]) - said[task]).max()) for task in said}
+
+    assert max(apart(model).values()) < 1e-3
+    assert min(apart(plain).values()) > 1e-2
+
+
+def test_views_are_told_of_in_the_record_and_decide_the_run(tiny_model: Path, photo: Path, tmp_path: Path) -> None:
+    one = RunOptions(sources=(str(photo),), model=str(tiny_model), precision="fp32", device="cpu")
+    aoi = wkt(20, 15, 200, 180)
+    for name, options in (("one", one), ("two", replace(one, tta=2))):
+        geodino.run("canopy", aoi=aoi, out=tmp_path / name, options=options)
+    records = [read_record(tmp_path / name / "run.json") for name in ("one", "two")]
+    assert [record.model.tta for record in records] == [1, 2]
+    item = json.loads((tmp_path / "two" / "item.json").read_text())
+    assert item["properties"]["mlm:hyperparameters"]["tta"] == 2
+    maps = []
+    for name in ("one", "two"):
+        with rasterio.open(tmp_path / name / "canopy_height.tif") as raster:
+            maps.append(raster.read(1))
+            assert raster.tags()["GEODINO_TTA"] == {"one": "no", "two": "2 views of each window, averaged"}[name]
+    assert (maps[0] != maps[1]).mean() > 0.5
