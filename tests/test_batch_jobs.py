@@ -22,6 +22,7 @@ from geodino.aoi import read_aoi
 from geodino.batch.areas import area_jobs
 from geodino.batch.asked import Asked, open_batch
 from geodino.batch.cells import cell_side, cells, grid_of, read_side
+from geodino.batch.leases import Pulse
 from geodino.batch.listing import scene_jobs
 from geodino.errors import AOIError, ConfigError, ReadError, SourceError
 from geodino.grid import Grid
@@ -81,6 +82,18 @@ def test_an_api_gives_jobs_that_can_be_run_from_their_items_alone(tmp_path: Path
     # Its page of the search is not where it lies.
     assert bare.source is None and bare.item is not None
     assert bare.item["assets"]["picture"]["href"] == "https://elsewhere.example/a.tif"  # type: ignore[call-overload,index]
+
+
+class Noting(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+    def warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
 
 
 def write_table(path: Path, items: list[dict[str, Any]]) -> None:
@@ -173,6 +186,18 @@ def test_a_csv_names_areas_by_wkt_box_or_path(tmp_path: Path) -> None:
     assert three.aoi == str(tmp_path / "field.geojson")
 
 
+def test_a_row_of_a_csv_is_known_again_by_its_name_and_area_wherever_it_stands(tmp_path: Path) -> None:
+    table, store = tmp_path / "areas.csv", Store(str(tmp_path / "out"))
+    head, one, two = "name,minx,miny,maxx,maxy\n", "one,10,45,10.01,45.01\n", "two,10,46,10.01,46.01\n"
+    table.write_text(head + one + one)
+    asked = Asked("canopy", RunOptions(model="nano", sources=("sample",)), str(table))
+    first = open_batch(asked, store, Silent())
+    assert len({job.id for job in first.jobs}) == 2
+    table.write_text(head + two + one + one)
+    assert open_batch(asked, store, Silent()).jobs[0].name == "one"
+    assert {job.id for job in open_batch(asked, store, Silent()).jobs} == {*(job.id for job in first.jobs), "two"}
+
+
 def test_a_faulty_row_is_named_before_anything_runs(tmp_path: Path) -> None:
     table = tmp_path / "areas.csv"
     table.write_text("name,minx,miny,maxx,maxy\ngood,0,0,1,1\nbad,5,5,1,1\n")
@@ -223,15 +248,11 @@ def test_a_cell_is_whole_pixels_and_whole_cells_of_trees() -> None:
 
 
 def test_a_side_that_would_cut_cells_of_trees_becomes_another_and_is_told(tmp_path: Path) -> None:
-    class Noting(Silent):
-        def note(self, sentence: str) -> None:
-            notes.append(sentence)
-
-    notes: list[str] = []
+    watch = Noting()
     for pipeline in ("canopy", "trees"):
         asked = Asked(pipeline, RunOptions(model="nano", sources=("sample",)), aoi="sample:autzen", grid="200m")
-        open_batch(asked, Store(str(tmp_path / pipeline)), Noting())
-    told = [note for note in notes if "becomes" in note]
+        open_batch(asked, Store(str(tmp_path / pipeline)), watch)
+    told = [note for note in watch.notes if "becomes" in note]
     assert told == ["--grid 200m becomes 210 m, whole pixels and density cells"]
 
 
@@ -261,14 +282,23 @@ def test_what_a_batch_cannot_do_is_refused_before_anything_is_written(tmp_path: 
     assert not (tmp_path / "out" / ".batch").exists()
 
 
-def test_the_list_is_made_once_whatever_becomes_of_the_catalog(tmp_path: Path) -> None:
-    scenes, store = tmp_path / "scenes", Store(str(tmp_path / "out"))
+def test_a_job_stays_in_the_list_whatever_becomes_of_the_catalog_and_new_ones_join(tmp_path: Path) -> None:
+    scenes, store, watch = tmp_path / "scenes", Store(str(tmp_path / "out")), Noting()
     scenes.mkdir()
-    write_scene(scenes / "a.tif")
+    write_scene(scenes / "b.tif")
     asked = Asked("canopy", RunOptions(model="nano"), str(scenes))
     first = open_batch(asked, store, Silent())
-    write_scene(scenes / "b.tif")
-    assert open_batch(asked, store, Silent()).jobs == first.jobs
+    write_scene(scenes / "a.tif")
+    with Pulse(store, 300.0):
+        assert open_batch(asked, store, watch).jobs == first.jobs  # the one that came first has looked
+    (scenes / "b.tif").unlink()
+    a, b = open_batch(asked, store, watch).jobs
+    assert [b] == first.jobs and a.name == "a"
+    assert watch.notes[0].startswith("1 new job, ")
+    assert watch.notes[1] == "1 job of the batch stays, which the catalog no longer lists"
+    (scenes / "a.tif").unlink()
+    assert open_batch(asked, store, watch).jobs == [a, b]
+    assert watch.warnings[0].startswith("going on without a look for new jobs: ")
     with pytest.raises(ConfigError, match="max_cloud was None and is 5"):
         open_batch(Asked("canopy", RunOptions(model="nano", max_cloud=5), str(scenes)), store, Silent())
     # What a machine decides for itself may differ.

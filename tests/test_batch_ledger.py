@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from geodino.batch.asked import Batch
 from geodino.batch.index import failed, finished, select, update_index
-from geodino.batch.jobs import Job, read_jobs, with_ids, write_jobs
+from geodino.batch.jobs import Job, add_jobs, read_jobs, with_ids, write_jobs
 from geodino.batch.leases import Process, Pulse, Pulses, turn
 from geodino.batch.ledger import DIED, MOST_ATTEMPTS, Ledger, forgive, read_receipt, read_tracks
 from geodino.batch.manifest import require_same, the_manifest
@@ -293,7 +294,7 @@ def test_other_settings_are_refused_and_shown(tmp_path: Path) -> None:
 
 def test_ids_are_safe_and_one_of_a_kind(tmp_path: Path) -> None:
     names = ["../../etc/passwd", "scene", "Scene", "x" * 300, "", "a.1.claim", "scene", "plain-1"]
-    jobs = with_ids([(str(place), Job("", name, "0,0,1,1", None, 1.0)) for place, name in enumerate(names)])
+    jobs = with_ids([named(name, place) for place, name in enumerate(names)])
     assert jobs[-1].id == "plain-1"
     assert len({job.id.lower() for job in jobs}) == len(names)
     assert all(set(job.id) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") for job in jobs)
@@ -304,6 +305,34 @@ def test_ids_are_safe_and_one_of_a_kind(tmp_path: Path) -> None:
     store.put(key, b"cut off")
     with pytest.raises(OutputError, match="damaged"):
         read_jobs(store, key, digest)
+
+
+def named(name: str, place: float) -> Job:
+    return Job("", name, "0,0,1,1", None, 1.0, order=(place, math.inf, (name, str(place))))
+
+
+def test_new_jobs_join_a_list_once_whoever_adds_them_and_the_known_keep_their_ids(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    first = with_ids([named("a", 1.0), named("c", 3.0)])
+    lists = write_jobs(store, first)
+    # As a catalog lists them later: ids are made anew, one scene is gone, and another has the name of one that stays.
+    later = with_ids([named("new", 0.0), named("a", 1.0), named("a", 2.0)])
+    with ThreadPoolExecutor(8) as pool:
+        added = list(pool.map(lambda _: add_jobs(store, *lists, later), range(8)))
+    assert sorted(map(len, added)) == [0] * 7 + [2]
+    jobs = read_jobs(store, *lists)
+    assert [(job.name, job.order and job.order[0]) for job in jobs] == [
+        ("new", 0.0),
+        ("a", 1.0),
+        ("a", 2.0),
+        ("c", 3.0),
+    ]
+    assert (jobs[1], jobs[3]) == tuple(first) and jobs[2].id.startswith("a-")
+    assert [job.id for job in add_jobs(store, *lists, [*later, *with_ids([named("d", 9.0)])])] == ["d"]
+    assert [job.id for job in read_jobs(store, *lists)][-1] == "d"
+    store.put(".batch/more/3", b"cut off")
+    with pytest.raises(OutputError, match=r"more/3 is damaged"):
+        read_jobs(store, *lists)
 
 
 def test_a_turn_is_one_processs_and_lost_by_who_dies_in_it(tmp_path: Path) -> None:

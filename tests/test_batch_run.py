@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pystac
 import pytest
 import rasterio
 import shapely
+from batch_scenes import folder_of, invoke, states, write_pieces
 from click.testing import CliRunner
 from rasterio.warp import transform_bounds
 from shapely.geometry import mapping
@@ -40,38 +40,13 @@ from geodino.watch import Silent
 
 @pytest.fixture(scope="module")
 def scenes(photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four rasters: halves of the photo that overlap, one of them twice, and no picture at all."""
     folder = tmp_path_factory.mktemp("scenes")
-    for name, cols in (("west", (0, 240)), ("east", (180, 420)), ("small", (0, 130))):
-        with rasterio.open(photo) as source:
-            window = rasterio.windows.Window(cols[0], 0, cols[1] - cols[0], 300)
-            profile = source.profile | {"width": window.width, "transform": source.window_transform(window)}
-            with rasterio.open(folder / f"{name}.tif", "w", **profile) as target:
-                target.write(source.read(window=window))
-    (folder / "broken.tif").write_bytes(photo.read_bytes()[:200])
+    write_pieces(photo, folder)
     return folder
 
 
 def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "geodino", "batch", *map(str, words)]
-
-
-def invoke(*words: object) -> tuple[int, str]:
-    done = CliRunner().invoke(cli, ["batch", *map(str, words)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.output
-
-
-def states(out: Path) -> dict[str, str]:
-    connection = sqlite3.connect(out / "ledger.sqlite")
-    found = dict(connection.execute("SELECT name, state FROM jobs"))
-    connection.close()
-    return found
-
-
-def folder_of(out: Path, name: str) -> Path:
-    (found,) = (out / "jobs").glob(f"*/{name}")
-    return found
 
 
 def test_a_folder_of_scenes_becomes_a_run_each_and_a_catalog(scenes: Path, tiny_model: Path, tmp_path: Path) -> None:

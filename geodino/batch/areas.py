@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from geodino.aoi import read_aoi
@@ -46,8 +48,13 @@ def area_jobs(path: str, *, crs: str | None, repair: bool) -> list[Job]:
             f"{path} has no areas: give a column wkt, the four columns {', '.join(_BOX)}, or a column path; it has "
             f"{', '.join(sorted(columns)) or 'no rows'}"
         )
-    found = [_area(row, number, file, crs, repair) for number, row in enumerate(rows, start=1)]
-    return with_ids([(str(number), job) for number, job in enumerate(found, start=1)])
+    found, seen = [], Counter[tuple[str, ...]]()
+    for number, row in enumerate(rows, start=1):
+        job = _area(row, number, file, crs, repair)
+        names = (job.name, job.aoi, job.aoi_crs or "")
+        seen[names] += 1
+        found.append(replace(job, order=(float(number), 0.0, (*names, str(seen[names])))))
+    return with_ids(found)
 
 
 def _area(row: dict[str, str], number: int, file: Path, crs: str | None, repair: bool) -> Job:

@@ -11,11 +11,12 @@ from pydantic import JsonValue
 from geodino.aoi import AOI, read_aoi
 from geodino.batch.areas import area_jobs
 from geodino.batch.cells import cell_side, cells, grid_of, read_side
-from geodino.batch.jobs import Job, read_jobs, write_jobs
+from geodino.batch.jobs import Job, add_jobs, read_jobs, write_jobs
+from geodino.batch.leases import Pulses
 from geodino.batch.listing import Listing, scene_jobs
 from geodino.batch.manifest import Manifest, begin, now, read_manifest, require_same, settings_of
 from geodino.batch.titles import imagery_of
-from geodino.errors import ConfigError
+from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid
 from geodino.models.catalog import rows
 from geodino.models.loading import facts_of
@@ -85,7 +86,7 @@ class _Settled:
 
 
 def open_batch(asked: Asked, store: Store, watch: Watch) -> Batch:
-    """The batch in a folder or bucket, begun where there is none: its list of jobs is made once.
+    """The batch in a folder or bucket, begun where there is none, with what its catalog has come to hold since.
 
     Raises
     ------
@@ -101,6 +102,9 @@ def open_batch(asked: Asked, store: Store, watch: Watch) -> Batch:
         manifest = _begin(asked, settled, settings, store, watch)
     else:
         require_same(store, manifest, settings)
+        # Who joins others at work does not ask the catalog once more.
+        if settled.kind != "grid" and not Pulses(store, manifest.lease_s).living():
+            _grow(settled, store, manifest, watch)
     return _opened(store, manifest, settled.spec, settled.options, settled.catalog)
 
 
@@ -210,6 +214,23 @@ def _begin(asked: Asked, settled: _Settled, settings: dict[str, JsonValue], stor
     total_ha = sum(job.hectares for job in listing.jobs)
     watch.note(f"{count(len(listing.jobs), 'job')}, {total_ha:,.1f} ha ({_words(settled)})")
     return manifest
+
+
+def _grow(settled: _Settled, store: Store, manifest: Manifest, watch: Watch) -> None:
+    """Add the jobs that the catalog has come to hold since the batch was begun."""
+    try:
+        listing = _list(settled)
+    except (SourceError, ReadError) as error:
+        watch.warn(f"going on without a look for new jobs: {error}")
+        return
+    new = add_jobs(store, manifest.jobs_key, manifest.jobs_sha256, listing.jobs)
+    if new:
+        watch.note(f"{count(len(new), 'new job')}, {sum(job.hectares for job in new):,.1f} ha ({_words(settled)})")
+    listed = {job.names for job in listing.jobs}
+    known = read_jobs(store, manifest.jobs_key, manifest.jobs_sha256)
+    if gone := sum(job.names not in listed for job in known):
+        stay = "stays" if gone == 1 else "stay"
+        watch.note(f"{count(gone, 'job')} of the batch {stay}, which the catalog no longer lists")
 
 
 def _list(settled: _Settled) -> Listing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -38,7 +38,7 @@ _FROM_RECEIPT = (
 )  # fmt: skip
 
 
-def update_index(store: Store, jobs: Iterable[Job], tracks: dict[str, Track], folder: Path) -> Path:
+def update_index(store: Store, jobs: Sequence[Job], tracks: dict[str, Track], folder: Path) -> Path:
     """Make the index anew in a folder of this machine, and put it where the batch is.
 
     Parameters
@@ -89,13 +89,14 @@ def _rows(path: Path, question: str) -> Iterator[tuple[object, ...]]:
         yield from index.execute(question)
 
 
-def _fill(path: Path, store: Store, jobs: Iterable[Job], tracks: dict[str, Track]) -> None:
+def _fill(path: Path, store: Store, jobs: Sequence[Job], tracks: dict[str, Track]) -> None:
     with closing(sqlite3.connect(path)) as index, index:
         index.execute(_TABLE)
         listed = index.execute("SELECT count(*) FROM jobs").fetchone()[0]
-        if not listed:
+        if listed < len(jobs):
             index.executemany(
-                "INSERT INTO jobs (id, place, name, area_ha, key) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO jobs (id, place, name, area_ha, key) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET place = excluded.place",
                 ((job.id, place, job.name, job.hectares, job.key) for place, job in enumerate(jobs)),
             )
         states = (

@@ -147,6 +147,10 @@ class Pulses:
             return False
         return self._clock() - known[1] > self._lease_s
 
+    def living(self) -> list[str]:
+        """The owners that are not known to be dead: as of a first look, all but those of this machine that ended."""
+        return [owner for owner in self._owners() if not self.is_dead(owner)]
+
     def silent_s(self, owner: str) -> float | None:
         """For how long it has given no sign, as of the last look, where that is longer than it should be."""
         known = self._seen.get(owner)
@@ -155,10 +159,13 @@ class Pulses:
 
     def bury(self) -> None:
         """Remove what is left of the dead."""
-        for entry in list(self._store.entries(f"{OWNERS}/")):
-            owner = entry.key.removeprefix(f"{OWNERS}/").removesuffix(".json")
+        for owner in self._owners():
             if self.is_dead(owner):
-                self._store.delete(entry.key)
+                self._store.delete(_key(owner))
+
+    def _owners(self) -> list[str]:
+        entries = self._store.entries(f"{OWNERS}/")
+        return [entry.key.removeprefix(f"{OWNERS}/").removesuffix(".json") for entry in entries]
 
 
 def named(owner: str) -> str:

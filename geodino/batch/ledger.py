@@ -193,7 +193,7 @@ class Ledger:
 
     def others(self) -> int:
         """How many jobs other processes hold, as of the last refresh."""
-        return sum(track.state == "claimed" for job_id, track in self.tracks.items() if job_id not in self._held)
+        return sum(self.tracks[job_id].state == "claimed" for job_id in self._jobs if job_id not in self._held)
 
     def silent(self) -> Iterator[tuple[str, int, float]]:
         """(owner, jobs that it holds, seconds without a sign) of those who should have given one."""

@@ -23,7 +23,7 @@ from shapely.geometry.base import BaseGeometry
 
 from geodino.aoi import AOI
 from geodino.batch.item_table import SUFFIXES, table_items
-from geodino.batch.jobs import Job, with_ids
+from geodino.batch.jobs import Job, in_order, with_ids
 from geodino.errors import ReadError, SourceError
 from geodino.polygons import WGS84, area_m2, joined, polygons
 from geodino.redaction import without_secrets
@@ -53,12 +53,6 @@ class Listing(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class _Found(NamedTuple):
-    order: OrderKey
-    what: str
-    job: Job
-
-
 def scene_jobs(config: SourceConfig, search: Search, aoi: AOI | None) -> Listing:
     """A job for each scene that fits the search and meets the AOI, on the scene's outline within it.
 
@@ -74,7 +68,7 @@ def scene_jobs(config: SourceConfig, search: Search, aoi: AOI | None) -> Listing
     """
     search = replace(search, collections=search.collections or config.collections)
     area = _WORLD if aoi is None else shape(aoi.geojson())
-    entries: list[_Found | Dropped] = []
+    entries: list[Job | Dropped] = []
     warnings: tuple[str, ...] = ()
     hrefs = [config.stac] if config.stac is not None else list(config.paths)
     for href in hrefs:
@@ -86,17 +80,17 @@ def scene_jobs(config: SourceConfig, search: Search, aoi: AOI | None) -> Listing
             entries += _of_items(answer.items, area, search, aoi, _shared(answer.items, href, answer.searched))
         else:
             entries += _of_files(href, search, config.sign, aoi)
-    found = sorted({entry.what: entry for entry in entries if isinstance(entry, _Found)}.values())
+    found = {entry.names: entry for entry in entries if isinstance(entry, Job)}
     left_out = sentences(entry for entry in entries if isinstance(entry, Dropped))
     if not found:
         why = f"; left out: {'; '.join(left_out[:3])}" if left_out else ""
         raise SourceError(f"no scene of {', '.join(map(without_secrets, hrefs))} fits{why}; ask for more")
-    return Listing(with_ids([(entry.what, entry.job) for entry in found]), left_out, warnings)
+    return Listing(with_ids(in_order(found.values())), left_out, warnings)
 
 
 def _of_items(
     items: Iterable[Document], area: BaseGeometry, search: Search, aoi: AOI | None, shared: set[str]
-) -> Iterator[_Found | Dropped]:
+) -> Iterator[Job | Dropped]:
     for href, content in items:
         item = sift(content, href, area, search)
         if isinstance(item, Dropped):
@@ -114,14 +108,11 @@ def _of_items(
             yield Dropped(item.id, "whose assets are no business of a remote catalog")
             continue
         names = (item.id, item.facts.collection or "", href if own else "")
-        yield _Found(
-            order_key(item.facts, names, search.order),
-            "\n".join(names),
-            _job(item.id, within, WGS84, href if own else None, None if own else _whole(content, href)),
-        )
+        source, whole = (href, None) if own else (None, _whole(content, href))
+        yield _job(item.id, within, WGS84, source, whole, order_key(item.facts, names, search.order))
 
 
-def _of_files(href: str, search: Search, sign: str | None, aoi: AOI | None) -> Iterator[_Found | Dropped]:
+def _of_files(href: str, search: Search, sign: str | None, aoi: AOI | None) -> Iterator[Job | Dropped]:
     """The rasters of a folder, or one; of a folder, what is no picture or cannot be read is left out."""
     is_folder = not is_remote(href) and local_path(href).is_dir()
     hrefs = expand_folder(href) if is_folder else [href]
@@ -138,7 +129,7 @@ def _of_files(href: str, search: Search, sign: str | None, aoi: AOI | None) -> I
                 yield Dropped(scene.id, why or OFF_AOI)
                 continue
             key = order_key(scene.facts, (scene.id, at), search.order)
-            yield _Found(key, at, _job(scene.id, within, CRS(str(scene.crs)), _absolute(at), None))
+            yield _job(scene.id, within, CRS(str(scene.crs)), _absolute(at), None, key)
 
 
 def _described(href: str, *, search: Search, sign: str | None, strict: bool) -> Scene | Dropped:
@@ -151,10 +142,17 @@ def _described(href: str, *, search: Search, sign: str | None, strict: bool) -> 
         return Dropped(local_path(href).name, why)
 
 
-def _job(name: str, outline: BaseGeometry, crs: CRS, source: str | None, item: dict[str, JsonValue] | None) -> Job:
+def _job(
+    name: str,
+    outline: BaseGeometry,
+    crs: CRS,
+    source: str | None,
+    item: dict[str, JsonValue] | None,
+    order: OrderKey,
+) -> Job:
     hectares = round(area_m2(outline, crs) / 1e4, 4)
     named = ":".join(crs.to_authority() or ()) or crs.to_wkt()
-    return Job("", name, shapely.to_wkt(outline, rounding_precision=-1), named, hectares, source, item)
+    return Job("", name, shapely.to_wkt(outline, rounding_precision=-1), named, hectares, source, item, order)
 
 
 def _shared(items: list[Document], root: str, searched: bool) -> set[str]:

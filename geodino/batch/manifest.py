@@ -19,7 +19,7 @@ from geodino.stores import Store
 
 KEY = ".batch/manifest.json"
 # Raised by one when what stands below `.batch` changes its meaning.
-VERSION = 1
+VERSION = 2
 # What a machine decides for itself. All else decides pixels, and is the same in all processes of a batch.
 OF_MACHINE = ("device", "batch_size", "threads", "overwrite", "resume", "workers", "scheduler", "config")
 
@@ -36,7 +36,7 @@ class Manifest:
         The pipeline with every default filled in, the options, the catalog, the AOI and the grid: plain JSON values,
         without signatures and passwords.
     jobs, jobs_key, jobs_sha256
-        How many, and the list.
+        The list that the batch was begun with, and of how many; `read_jobs` also has what joined it later.
     lease_s
         A process that gives no sign for so long is dead.
     began

@@ -6,14 +6,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from geodino.batch.asked import Batch
 from geodino.batch.index import failed, finished, select, update_index
-from geodino.batch.jobs import Job
+from geodino.batch.jobs import Job, read_jobs
 from geodino.batch.lanes import Here, Lanes, Work
 from geodino.batch.leases import Pulse, Pulses, named, turn
 from geodino.batch.ledger import Ledger, read_tracks
@@ -74,11 +74,16 @@ def run_batch(
     with Pulse(store, lease_s) as pulse:
         pulses = Pulses(store, lease_s)
         pulses.bury()  # and a first look at the rest
-        ended = do_jobs(batch, pulse.owner, pulses, watch, machines=machines, max_failures=max_failures)
-        if ended.stopped is not None:
-            return ended
-        with turn(store, "gather", pulse.owner, pulses, pause_s=_pause_s(lease_s)):
-            gathered = gather_results(batch, watch)
+        while True:
+            ended = do_jobs(batch, pulse.owner, pulses, watch, machines=machines, max_failures=max_failures)
+            if ended.stopped is not None:
+                return ended
+            with turn(store, "gather", pulse.owner, pulses, pause_s=_pause_s(lease_s)):
+                jobs = read_jobs(store, batch.manifest.jobs_key, batch.manifest.jobs_sha256)
+                if len(jobs) == len(batch.jobs):
+                    gathered = gather_results(batch, watch)
+                    break
+            batch = replace(batch, jobs=jobs)  # another process has found new ones meanwhile
         pulses.bury()
         return gathered
 

@@ -128,11 +128,11 @@ def read_status(store: Store) -> Status:
     rate = done_ha / seconds * claimed if seconds and claimed else None
     return Status(
         title=manifest.title(),
-        jobs=manifest.jobs,
+        jobs=len(jobs),
         done=done,
         failed=states["failed"],
         claimed=claimed,
-        waiting=manifest.jobs - done - states["failed"] - claimed,
+        waiting=len(jobs) - done - states["failed"] - claimed,
         empty=empty,
         processes=sum(1 for _ in store.entries(f"{OWNERS}/")),
         hectares=round(hectares, 4),
