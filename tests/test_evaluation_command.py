@@ -138,7 +138,7 @@ def test_a_model_with_several_heads_is_asked_for_the_chips_task_and_with_its_thr
         asked.append(tasks)
         return {task: predict(images) for task in tasks}
 
-    headed.maps, headed.batch_size = maps, lambda side: 4
+    headed.maps, headed.batch_size, headed.tta = maps, lambda side: 4, 1
     headed.weights_sha256, headed.licence = "b" * 64, Licence("CC-BY-4.0", "")
     report = evaluate_model(headed, chips, by=("place",)).report
     assert asked == [("trees",), ("trees",)]
