@@ -30,3 +30,17 @@ def torch_threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+class Garbage:
+    """What nobody but itself holds; says so in a file where Python looks for such things at its end."""
+
+    def __init__(self, path: Path) -> None:
+        self.itself, self.path = self, path
+
+    def __del__(self) -> None:
+        self.path.touch()
+
+
+def leave_garbage(path: Path) -> None:
+    Garbage(path)

@@ -189,6 +189,22 @@ def test_ctrl_c_during_the_imports_is_quiet(module: str) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_the_command_ends_at_once_without_a_last_look_for_garbage() -> None:
+    program = (
+        "import gc\n"
+        "from geodino.__main__ import main\n"
+        "gc.disable()\n"
+        "class Garbage:\n"
+        "    def __del__(self): print('found')\n"
+        "garbage = Garbage()\n"
+        "garbage.itself = garbage\n"
+        "del garbage\n"
+        "main()\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True).stdout
+    assert said.startswith("geodino") and "found" not in said
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_terminate_leave_nothing_half_written(
     photo: Path, tiny_model: Path, tmp_path: Path, sent: signal.Signals, code: int

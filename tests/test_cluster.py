@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -98,6 +99,13 @@ def test_a_value_is_made_once_a_worker_and_again_where_one_is_started_anew(tmp_p
         until(lambda: len(list(tmp_path.glob("model.*"))) == 3)
         used = client.gather([client.submit(cluster_faults.use, "model-1", number) for number in range(20, 40)])
         assert all(text == "right" for (text, _), _ in used)
+
+
+def test_workers_end_at_once_without_a_last_look_for_garbage(tmp_path: Path) -> None:
+    with open_client(Machines(2), Silent()) as client:
+        client.run(gc.disable)
+        client.run(lambda dask_worker: cluster_faults.leave_garbage(tmp_path / dask_worker.address[-5:]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_that_cannot_make_a_value_are_named_and_nothing_of_it_stays(tmp_path: Path) -> None:

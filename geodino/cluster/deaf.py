@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import signal
 
@@ -14,3 +16,5 @@ def dask_setup(worker: Worker) -> None:
     # What a task raises reaches the run; what a worker says of being ended in the middle of one is noise.
     for name in ("distributed.worker", "distributed.worker.state_machine", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # A nanny kills its worker 4 s after asking it to end, and on busy cores it was still looking for garbage then.
+    atexit.register(gc.freeze)
