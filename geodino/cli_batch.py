@@ -184,9 +184,16 @@ def status(out: str, as_json: bool) -> None:
 
 @click.command("retry")
 @click.argument("out")
+@click.option(
+    "--losses",
+    is_flag=True,
+    help="Do again also the jobs that lost ground to reading errors (--on-read-error skip); what they have stays until "
+    "then.",
+)
 @_telling
 def retry(
     out: str,
+    losses: bool,
     max_failures: int | None,
     log_json: str | None,
     as_json: bool,
@@ -198,12 +205,11 @@ def retry(
     from geodino.batch.runner import run_batch
     from geodino.batch.status import try_again
     from geodino.options import RunOptions
-    from geodino.watch import count
 
     machines, store = _machines(options), _store(out)
     with _watch(quiet=quiet, log_json=log_json) as watch:
-        manifest, number = try_again(store)
-        watch.note(f"{count(number, 'failed job')} to try again")
+        manifest, again = try_again(store, losses=losses)
+        watch.note(f"{again} to try again")
         opened = reopen_batch(store, manifest, RunOptions(**options))
         ended = run_batch(opened, watch, machines=machines, max_failures=max_failures)
     _say(ended, out, as_json=as_json, quiet=quiet or log_json == "-")
@@ -219,6 +225,8 @@ def _say(ended: Ended, out: str, *, as_json: bool, quiet: bool) -> None:
         click.echo(f"{ended.text}\nthe results are in {out}")
         if ended.failed:
             click.echo(f"`geodino batch retry {out}` tries again what failed")
+        if ended.lost_ha:
+            click.echo(f"`geodino batch retry {out} --losses` does again what lost {ended.lost_ha:,.2f} ha")
     if ended.failed or ended.lost_ha or ended.stopped is not None:
         sys.exit(DONE_IN_PART)
 

@@ -79,6 +79,11 @@ def failed(path: Path) -> Iterator[Failed]:
         yield Failed(str(row[0]), str(row[1]), str(row[2]))
 
 
+def lossy(path: Path) -> list[str]:
+    """The jobs that are done but for ground whose imagery could not be read."""
+    return [str(job_id) for (job_id,) in _rows(path, "SELECT id FROM jobs WHERE state = 'done' AND lost_ha > 0")]
+
+
 def select(path: Path, question: str) -> list[tuple[object, ...]]:
     """What the index answers to a question in SQL."""
     return list(_rows(path, question))

@@ -7,7 +7,7 @@ Below `.batch/state/SHARD/` an object says of attempt K of a job, by its name al
     ID.K.failed     it failed and may be tried again
     ID.K.final      it failed, and is not tried again ...
     ID.K.retry      ... unless the user says so
-    ID.done         the receipt: by whom, in what time, what it mapped
+    ID.done         the receipt: by whom, in what time, what it mapped; removed where the user wants it done again
 
 So one listing of names tells the state of the whole batch, and a process that looked too early loses nothing but an
 attempt to make an object that is already there: every change of hands needs a claim of a new number.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -80,8 +80,8 @@ def read_tracks(store: Store) -> dict[str, Track]:
 
 
 def read_receipt(store: Store, job_id: str, what: str) -> Receipt | None:
-    """What an object says, such as `done` or `2.final`; None where there is none."""
-    content = store.get(_key(job_id, what))
+    """What an object says, such as `done` or `2.final`; None where there is none. `2.done` is `done`."""
+    content = store.get(_key(job_id, "done" if what.endswith(".done") else what))
     return None if content is None else json.loads(content)
 
 
@@ -245,12 +245,21 @@ def forgive(store: Store) -> list[str]:
     return forgiven
 
 
+def revoke(store: Store, job_ids: Iterable[str]) -> None:
+    """Let jobs that are done be done again; their results stay until new ones take their place."""
+    tracks = read_tracks(store)
+    for job_id in job_ids:
+        # The mark first: an attempt without a receipt and without a mark is one that died.
+        store.create(_key(job_id, f"{tracks[job_id].newest}.retry"), b"{}")
+        store.delete(_key(job_id, "done"))
+
+
 def receipts(tracks: dict[str, Track]) -> Iterator[tuple[str, str]]:
-    """(id, what) of each receipt that says how a job ended, as of its newest attempt."""
+    """(id, what) of each receipt that says how a job ended, as of its newest attempt: `2.done`, `1.final`."""
     for job_id, track in tracks.items():
         marks = track.attempts.get(track.newest, set())
         if track.done:
-            yield job_id, "done"
+            yield job_id, f"{track.newest}.done"
         elif marks & {"final", "failed"}:
             yield job_id, f"{track.newest}.{'final' if 'final' in marks else 'failed'}"
 

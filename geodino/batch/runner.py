@@ -121,7 +121,7 @@ def gather_results(batch: Batch, watch: Watch) -> Ended:
         path = update_index(batch.store, batch.jobs, read_tracks(batch.store), Path(scratch))
         ((done, bad, lost, empty),) = select(
             path, "SELECT coalesce(sum(state = 'done'), 0), coalesce(sum(state = 'failed'), 0), "
-            "coalesce(sum(lost_ha), 0), coalesce(sum(empty), 0) FROM jobs"
+            "coalesce(sum(lost_ha) FILTER (WHERE state = 'done'), 0), coalesce(sum(empty), 0) FROM jobs"
         )  # fmt: skip
         facts = Facts(
             title=batch.manifest.title(),

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from geodino.batch.index import select, update_index
+from geodino.batch.index import lossy, select, update_index
 from geodino.batch.jobs import read_jobs
 from geodino.batch.leases import OWNERS
-from geodino.batch.ledger import forgive, read_tracks
+from geodino.batch.ledger import forgive, read_tracks, revoke
 from geodino.batch.manifest import Manifest, the_manifest
 from geodino.stores import Store
 from geodino.watch import count, duration
@@ -35,8 +35,8 @@ class Status:
     ----------
     claimed
         Jobs that a process has taken; of one that died, until another process notices.
-    empty
-        Of those done, the cells without imagery.
+    empty, lossy
+        Of those done, the cells without imagery, and the jobs that lost ground to reading errors: `lost_ha` in all.
     processes
         That have not ended; one that was killed counts until the batch ends.
     hectares
@@ -57,6 +57,7 @@ class Status:
     claimed: int
     waiting: int
     empty: int
+    lossy: int
     processes: int
     hectares: float
     lost_ha: float
@@ -80,7 +81,7 @@ class Status:
         if self.empty:
             mapped += f", {count(self.empty, 'cell')} without imagery"
         if self.lost_ha:
-            mapped += f", {self.lost_ha:,.1f} ha lost to reading errors"
+            mapped += f", {self.lost_ha:,.1f} ha of {count(self.lossy, 'job')} lost to reading errors"
         if self.job_s is not None:
             mapped += f", {duration(self.job_s)} a job"
         lines.append(mapped)
@@ -112,10 +113,12 @@ def read_status(store: Store) -> Status:
             path,
             "SELECT coalesce(sum(area_ha) FILTER (WHERE state = 'done' AND empty IS NULL), 0), "
             "coalesce(sum(area_ha) FILTER (WHERE state IN ('waiting', 'claimed')), 0), "
-            "coalesce(sum(hectares) FILTER (WHERE state = 'done'), 0), coalesce(sum(lost_ha), 0), "
+            "coalesce(sum(hectares) FILTER (WHERE state = 'done'), 0), "
+            "coalesce(sum(lost_ha) FILTER (WHERE state = 'done'), 0), "
             "sum(seconds) FILTER (WHERE state = 'done' AND empty IS NULL), "
             "count(*) FILTER (WHERE state = 'done' AND empty) FROM jobs",
         )
+        lost = len(lossy(path))
         failures = select(
             path,
             "SELECT cause, count(*), min(name), min(error) FROM (SELECT * FROM jobs WHERE state = 'failed' "
@@ -134,6 +137,7 @@ def read_status(store: Store) -> Status:
         claimed=claimed,
         waiting=len(jobs) - done - states["failed"] - claimed,
         empty=empty,
+        lossy=lost,
         processes=sum(1 for _ in store.entries(f"{OWNERS}/")),
         hectares=round(hectares, 4),
         lost_ha=round(lost_ha, 4),
@@ -144,7 +148,20 @@ def read_status(store: Store) -> Status:
     )
 
 
-def try_again(store: Store) -> tuple[Manifest, int]:
-    """Let the failed jobs of a batch be tried again; the batch, and how many they are."""
+def try_again(store: Store, *, losses: bool = False) -> tuple[Manifest, str]:
+    """Let the failed jobs of a batch be tried again; the batch, and in words how many they are.
+
+    Parameters
+    ----------
+    losses
+        Whether also those that are done and lost ground to reading errors.
+    """
     manifest = the_manifest(store)
-    return manifest, len(forgive(store))
+    again = count(len(forgive(store)), "failed job")
+    if losses:
+        jobs = read_jobs(store, manifest.jobs_key, manifest.jobs_sha256)
+        with tempfile.TemporaryDirectory(prefix="geodino-batch-") as scratch:
+            found = lossy(update_index(store, jobs, read_tracks(store), Path(scratch)))
+        revoke(store, found)
+        again += f" and {count(len(found), 'job')} with losses"
+    return manifest, again

@@ -221,13 +221,14 @@ def _laid_down(job: Job, store: Store, scratch: Path) -> str:
 
 
 def _earlier(task: Task, scratch: Path) -> RunRecord | None:
-    """The record of a job whose folder is complete: the record is published last."""
+    """The record of a job whose folder is complete, for the record is published last, and nothing was lost in it."""
     content = Store(task.url).get(f"{task.job.key}/{RECORD_NAME}")
     if content is None:
         return None
     path = scratch / RECORD_NAME
     path.write_bytes(content)
-    return read_record(path)
+    record = read_record(path)
+    return None if record.lost_ha else record
 
 
 def _receipt(record: RunRecord, seconds: float) -> Receipt:
