@@ -15,6 +15,7 @@ import click
 from geodino import __version__
 from geodino.cli_batch import batch_command
 from geodino.cli_evaluate import evaluate
+from geodino.cli_options import device_option, precision_option, tta_option
 from geodino.cli_stats import stats
 from geodino.cli_train import train
 from geodino.errors import DONE_IN_PART, GeodinoError, OutputError
@@ -87,16 +88,9 @@ def cli(debug: bool, verbose: bool) -> None:
 @click.option("--aoi-crs", help="CRS of an AOI that declares none, such as EPSG:32610.")
 @click.option("--repair-aoi", is_flag=True, help="Use the repaired area of an outline that crosses itself.")
 @click.option("--force-gsd", is_flag=True, help="Run on imagery outside 0.15-3 m a pixel.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
-@click.option(
-    "--tta",
-    type=click.Choice(["1", "2", "4", "8"]),
-    default="1",
-    show_default=True,
-    callback=lambda context, option, value: int(value),
-    help="Average so many views of each window, turned and mirrored: a little better, as many times slower.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@precision_option
+@tta_option
+@device_option
 @click.option("--batch-size", type=click.IntRange(1), help="Windows computed at once [default: what fits].")
 @click.option(
     "--threads",

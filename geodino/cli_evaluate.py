@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from geodino.cli_options import device_option, precision_option, tta_option
 from geodino.cli_train import TASKS, label_options
 
 if TYPE_CHECKING:
@@ -46,16 +47,9 @@ if TYPE_CHECKING:
 @click.option("--within", "within_m", type=float, default=6.0, show_default=True, help="Metres from tree to tree.")
 @click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the 95 % intervals.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
-@click.option(
-    "--tta",
-    type=click.Choice(["1", "2", "4", "8"]),
-    default="1",
-    show_default=True,
-    callback=lambda context, option, value: int(value),
-    help="Average so many views of each window, turned and mirrored: a little better, as many times slower.",
-)
+@device_option
+@precision_option
+@tta_option
 @click.option(
     "--chips", "chips_folder", type=click.Path(path_type=Path), help="Where chips are kept [default: nowhere]."
 )

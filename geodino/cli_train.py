@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from geodino.cli_options import device_option, precision_option
+
 TASKS = ("canopy", "trees", "segment", "classify")
 HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify": "linear"}
 
@@ -66,8 +68,8 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 @click.option("--folds", type=click.IntRange(2), help="Cross-validate: so many models, each judged where it never was.")
 @click.option("--folds-by", default="place", show_default=True, help="What folds keep together: place, or a column.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@device_option
+@precision_option
 @click.option(
     "--chips", "chips_folder", type=click.Path(path_type=Path), help="Where chips are kept [default: OUT/work]."
 )

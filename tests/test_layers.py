@@ -48,6 +48,7 @@ LAYERS = [
     {"geodino.cluster", "geodino.executors"},
     {"geodino.pipeline", "geodino.xarrays", "geodino.report", "geodino.doctor"},
     {"geodino.batch"},
+    {"geodino.cli_options"},
     {"geodino.cli_train", "geodino.cli_evaluate", "geodino.cli_stats", "geodino.cli_batch"},
     {"geodino.cli"},
     {"geodino.__main__"},

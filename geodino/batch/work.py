@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import yaml
 from pydantic import JsonValue
@@ -145,16 +146,8 @@ def _run(task: Task, scratch: Path, watch: Watch) -> RunRecord:
     area = read_aoi(job.aoi, crs=job.aoi_crs, repair=task.options.repair_aoi)
     store = Store(task.url)
 
-    def load(
-        name_or_path: str | Path,
-        *,
-        precision: str = "auto",
-        device: str = "auto",
-        batch_size: int | None = None,
-        head: str = "height",
-        tta: int = 1,
-    ) -> Model:
-        model = _load_once(name_or_path, precision, device, batch_size, head, tta)
+    def load(name_or_path: str | Path, **how: Any) -> Model:
+        model = _load_once(name_or_path, **how)
         _require_same_weights(store, model.weights_sha256)
         return model
 
@@ -173,10 +166,8 @@ def _run(task: Task, scratch: Path, watch: Watch) -> RunRecord:
 
 
 @lru_cache(maxsize=1)
-def _load_once(
-    name_or_path: str | Path, precision: str, device: str, batch_size: int | None, head: str, tta: int
-) -> Model:
-    return load_model(name_or_path, precision=precision, device=device, batch_size=batch_size, head=head, tta=tta)
+def _load_once(name_or_path: str | Path, **how: Any) -> Model:
+    return load_model(name_or_path, **how)
 
 
 def _require_same_weights(store: Store, sha256: str) -> None:

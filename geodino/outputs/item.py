@@ -218,8 +218,8 @@ def _lineage(record: RunRecord) -> str:
     scenes = ", ".join(str(scene["id"]) for scene in record.scenes)
     views = "" if model.tta == 1 else f", {model.tta} views averaged,"
     return (
-        f"{model.title} ({model.name}, weights SHA-256 {model.weights_sha256}, {model.licence}) in {model.precision}{views} "
-        f"on windows of {windows.size_px} px with {windows.overlap_px} px overlap at {record.grid.gsd_m:g} m, "
+        f"{model.title} ({model.name}, weights SHA-256 {model.weights_sha256}, {model.licence}) in {model.precision}"
+        f"{views} on windows of {windows.size_px} px with {windows.overlap_px} px overlap at {record.grid.gsd_m:g} m, "
         f"over {scenes}; {windows.run} windows run, {len(windows.without_imagery)} without imagery"
     )
 

@@ -74,8 +74,9 @@ class WindowsRecord:
 class ModelRecord:
     """Which weights made the heights, how they were run, and what they may be used for.
 
-    `tta` views of each window were averaged. `reference` is what --model takes to run it again (a name, a hub id, a folder), `href` where anybody finds the
-    model, a URN of its weights for one that is on no hub; `licence_url` is empty where its makers give none.
+    `tta` views of each window were averaged. `reference` is what --model takes to run it again (a name, a hub id, a
+    folder), `href` where anybody finds the model, a URN of its weights for one that is on no hub; `licence_url` is
+    empty where its makers give none.
     """
 
     name: str
