@@ -46,6 +46,7 @@ class Joined:
     path: Path
     geobox: GeoBox
     extent: Window
+    held: tuple[Window, ...]
     names: tuple[str, ...]
     quantum: float | None
     size_bytes: int
@@ -76,7 +77,7 @@ def join(path: Path, layout: Layout, extent: Window, pieces: Sequence[tuple[Path
             file.write("</VRTRasterBand>\n")
         file.write("</VRTDataset>\n")
     size_bytes = sum(piece.stat().st_size for piece, _ in pieces)
-    return Joined(path, geobox, extent, layout.names, layout.quantum, size_bytes)
+    return Joined(path, geobox, extent, tuple(window for _, window in pieces), layout.names, layout.quantum, size_bytes)
 
 
 def _source(piece: Path, window: Window, extent: Window, layout: Layout, band: int) -> str:

@@ -17,17 +17,26 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
-import rasterio.shutil
 from pydantic import JsonValue
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from geodino.errors import OutputError
 from geodino.grid import Window
-from geodino.outputs.cog import BLOCK, COG_OPTIONS, file_sha256, pyramid
+from geodino.outputs.cog import COG_OPTIONS, copy_to_cog, file_sha256, pyramid
 from geodino.outputs.folder import require_free, scratch_file, whole_file
-from geodino.outputs.stage import GDAL_ERRORS, NODATA, Stage, open_geotiff, rasterio_crs
+from geodino.outputs.levels import (
+    Kind,
+    Said,
+    Source,
+    Values,
+    as_rasterio,
+    blocks_of,
+    describe,
+    scattered,
+    write_levels,
+)
+from geodino.outputs.stage import GDAL_ERRORS, NODATA, Stage, open_geotiff
 
 SCENE = "scene.tif"
 """What a run calls it."""
@@ -38,6 +47,7 @@ NONE = 0
 _TYPE = np.uint16
 # Numbers of scenes must not be averaged, nor predicted as floats.
 _OPTIONS = {**COG_OPTIONS, "PREDICTOR": "STANDARD", "OVERVIEW_RESAMPLING": "NEAREST"}
+_SCENES = Kind(_TYPE.__name__, NONE, lambda values: values[::2, ::2])
 
 
 @dataclass(frozen=True)
@@ -96,22 +106,29 @@ def write_scene_map(
     for staged, number in numbers.items():
         renumbered[staged] = number
     require_free(target.parent, 2 * math.ceil(stage.size_bytes / len(stage.names)))
+    few = scattered(stage, clip)
+    blocks = blocks_of(clip.shape) if few is None else few
+    rows, cols = clip.slices_in(stage.extent)
+    geobox = stage.geobox[rows, cols]
+    source = Source(stage.path, stage.names.index("scene") + 1, rows.start, cols.start)
+    checksums: list[int] = []
     try:
-        with scratch_file(target) as plain:
-            meant = _write_plain(stage, plain, clip, renumbered, _described(table, tags))
-            with whole_file(target) as part:
-                block, overviews = pyramid(*clip.shape)
-                levels = (
-                    {"OVERVIEWS": "IGNORE_EXISTING", "OVERVIEW_COUNT": overviews}
-                    if overviews
-                    else {"OVERVIEWS": "NONE"}
-                )
-                rasterio.shutil.copy(plain, part, driver="COG", BLOCKSIZE=block, **levels, **_OPTIONS)
-                with open_geotiff(part) as cog:
-                    found = _checksum(cog)
-                if found != meant:
-                    raise OutputError(f"{part} does not hold the scenes that were written: is the disk full?")
-                return SceneMap(target, file_sha256(part), part.stat().st_size)
+        with open_geotiff(stage.path) as staged, scratch_file(target) as plain, whole_file(target) as part:
+
+            def read(block: Window) -> Values:
+                values = _renumbered(staged, source, block, renumbered)
+                checksums.append(zlib.crc32(values.data))
+                return values
+
+            overviews = 0 if few is None else pyramid(*clip.shape)[1]
+            first, *coarser = write_levels(plain, geobox, _SCENES, blocks=blocks, read=read, overviews=overviews)
+            said = Said("scene", "", _described(table, tags), {})
+            copy_to_cog(describe(Source(first), geobox, _SCENES, said, overviews=coarser), part, _OPTIONS)
+            with open_geotiff(part) as cog:
+                found = [zlib.crc32(cog.read(1, window=as_rasterio(block))) for block in blocks]
+            if found != checksums:
+                raise OutputError(f"{part} does not hold the scenes that were written: is the disk full?")
+            return SceneMap(target, file_sha256(part), part.stat().st_size)
     except GDAL_ERRORS as error:
         raise OutputError(f"cannot write {target}: {error}: is the disk full?") from error
 
@@ -120,41 +137,15 @@ def _described(table: Sequence[Mapping[str, JsonValue]], tags: Mapping[str, str]
     return {"AREA_OR_POINT": "Area", **tags, "GEODINO_SCENES": json.dumps(list(table), ensure_ascii=False)}
 
 
-def _write_plain(
-    stage: Stage, path: Path, clip: Window, renumbered: npt.NDArray[np.uint16], tags: Mapping[str, str]
-) -> int:
-    """A plain GeoTIFF of the clip, strip by strip; the checksum of its pixels."""
-    band = stage.names.index("scene") + 1
-    rows, cols = clip.slices_in(stage.extent)
-    geobox = stage.geobox[rows, cols]
-    checksum = 0
-    with (
-        open_geotiff(stage.path) as staged,
-        rasterio.open(
-            path, "w", driver="GTiff", dtype=_TYPE, count=1, height=clip.height, width=clip.width, nodata=NONE,
-            crs=rasterio_crs(geobox), transform=geobox.affine, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
-            compress="ZSTD", zstd_level=1, bigtiff="IF_SAFER",
-        ) as plain,
-    ):  # fmt: skip
-        plain.update_tags(**tags)
-        plain.descriptions = ("scene",)
-        for row in range(0, clip.height, BLOCK):
-            height = min(BLOCK, clip.height - row)
-            values = staged.read(band, window=RasterioWindow(cols.start, rows.start + row, clip.width, height))
-            staged_numbers = np.where(values == NODATA, 0, values).astype(np.int64)
-            if staged_numbers.max(initial=0) >= renumbered.size:
-                raise OutputError(f"{stage.path} names scene {staged_numbers.max()}, and there is none")
-            strip = renumbered[staged_numbers]
-            if ((strip == NONE) & (staged_numbers > 0)).any():
-                raise OutputError(f"{stage.path} names a scene that gave no pixel")
-            checksum = zlib.crc32(strip.data, checksum)
-            plain.write(strip, 1, window=RasterioWindow(0, row, clip.width, height))
-    return checksum
-
-
-def _checksum(raster: DatasetReader) -> int:
-    checksum = 0
-    for row in range(0, raster.height, BLOCK):
-        strip = raster.read(1, window=RasterioWindow(0, row, raster.width, min(BLOCK, raster.height - row)))
-        checksum = zlib.crc32(strip.data, checksum)
-    return checksum
+def _renumbered(
+    staged: DatasetReader, source: Source, block: Window, renumbered: npt.NDArray[np.uint16]
+) -> npt.NDArray[np.uint16]:
+    window = RasterioWindow(source.col + block.col, source.row + block.row, block.width, block.height)
+    values = staged.read(source.band, window=window)
+    numbers = np.where(values == NODATA, 0, values).astype(np.int64)
+    if numbers.max(initial=0) >= renumbered.size:
+        raise OutputError(f"{source.path} names scene {numbers.max()}, and there is none")
+    found = np.asarray(renumbered[numbers])
+    if ((found == NONE) & (numbers > 0)).any():
+        raise OutputError(f"{source.path} names a scene that gave no pixel")
+    return found

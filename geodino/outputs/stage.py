@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +44,11 @@ class Stage(Protocol):
     def geobox(self) -> GeoBox: ...
     @property
     def extent(self) -> Window: ...
+    @property
+    def held(self) -> Collection[Window]:
+        """Windows on its grid outside of which all is nodata."""
+        ...
+
     @property
     def names(self) -> tuple[str, ...]: ...
     @property
@@ -118,6 +123,11 @@ class StagedRaster:
     def size_bytes(self) -> int:
         """Of the file."""
         return self.path.stat().st_size
+
+    @property
+    def held(self) -> Collection[Window]:
+        """The cells that were written."""
+        return self._checksums.keys()
 
     def write(self, cell: Window, values: npt.NDArray[np.float32]) -> None:
         """Write one cell, shape (K, block, block), NaN = nodata.
