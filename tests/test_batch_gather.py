@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pystac
 import pytest
 import rasterio
-from batch_results import SIDE, box, gather_all, map_area, polygon
+from batch_results import SIDE, WEST, box, gather_all, map_area, polygon
 from bucket_server import as_environment, bucket_server
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rasterio.windows import from_bounds
@@ -22,6 +22,7 @@ from stac_geoparquet.arrow import stac_table_to_items
 
 from geodino.batch.gather import Facts, gather
 from geodino.batch.jobs import Failed, Finished
+from geodino.batch.mapped import RIM_PX
 from geodino.stores import Store
 
 MAPS = ("canopy_height", "canopy_height_spread", "tree_density")
@@ -109,6 +110,7 @@ def test_areas_that_overlap_give_each_tree_and_pixel_once(one: Path, batch: Path
 
 
 def test_neighbours_in_a_part_are_neighbours_on_the_ground(batch: Path) -> None:
+    shutil.rmtree(batch / "jobs/1/b")
     gather_all(batch, disjoint=False)
 
     def way(layer: gpd.GeoDataFrame) -> float:
@@ -121,7 +123,7 @@ def test_neighbours_in_a_part_are_neighbours_on_the_ground(batch: Path) -> None:
     assert way(first) < 0.7 * way(in_reading_order)
 
 
-def test_the_first_job_has_the_ground_that_two_pictures_show(areas: Path, tmp_path: Path) -> None:
+def test_the_first_job_has_the_ground_that_two_pictures_show_but_for_its_rim(areas: Path, tmp_path: Path) -> None:
     shutil.copytree(areas / "jobs/0/a", tmp_path / "jobs/0/a")
     map_area(box(30, 0, SIDE, SIDE), tmp_path / "jobs/1/b", year=2016)
     gather_all(tmp_path, disjoint=False)
@@ -130,14 +132,23 @@ def test_the_first_job_has_the_ground_that_two_pictures_show(areas: Path, tmp_pa
     assert table["first_day"].tolist() == ["2020-01-01", "2016-01-01"]
     with rasterio.open(tmp_path / "mosaic/scene.vrt") as raster:
         scenes = raster.read(1)
-    assert (scenes[:, : round(72 / 0.6)] == 1).all()
-    assert (scenes[:, round(72 / 0.6) :] == 2).all()
+    wanted = np.full(scenes.shape, 2)
+    wanted[:, : round(72 / 0.6)] = 1
+    # From west to east the first is all rim, and the second is not.
+    wanted[:, round(30 / 0.6) + RIM_PX : -RIM_PX] = 2
+    np.testing.assert_array_equal(scenes, wanted)
     height = tmp_path / "jobs/0/a/canopy_height.tif"
-    np.testing.assert_array_equal(pixels(tmp_path / "mosaic/canopy_height.vrt", height), pixels(height, height))
+    both, first = pixels(tmp_path / "mosaic/canopy_height.vrt", height), pixels(height, height)
+    its_own = wanted[:, : first.shape[1]] == 1
+    np.testing.assert_array_equal(both[its_own], first[its_own])
+    assert (both != first)[~its_own].any()
     merged, edge = trees(tmp_path / "trees"), 389_670 + 72
-    assert len(merged[merged["job"] == "b"])
+    second = merged[merged["job"] == "b"].geometry
+    assert len(second)
     # Of a tree's cell, 1.2 m wide, the point may lie in any corner.
-    assert (merged[merged["job"] == "b"].geometry.x > edge - 1.2).all()
+    rim_m = RIM_PX * 0.6 - 1.2
+    farther_in = second.x.between(WEST + 30 + rim_m, WEST + SIDE - rim_m)
+    assert ((second.x > edge - 1.2) | farther_in).all()
     assert merged["tree_id"].is_unique
 
 

@@ -11,26 +11,18 @@ import numpy.typing as npt
 import pystac
 import pytest
 import rasterio
+from batch_maps import JOB, write_map
 from hypothesis import given
 from hypothesis import strategies as st
-from odc.geo.crs import CRS
-from rasterio.enums import Resampling
 
 from geodino.batch.catalog import write_catalog
 from geodino.batch.mapped import Mapped
 from geodino.batch.mosaic import write_mosaics
 from geodino.batch.shelf import Shelf
 from geodino.batch.summary import Summary
-from geodino.grid import Grid, Window
 from geodino.outputs.stage import NODATA
 from geodino.stores import Store
 
-JOB = Mapped(
-    rank=0, id="0", key="jobs/0", crs="EPSG:32610", gsd_m=0.5, window=(-8_000_000, 900_000, 40, 60),
-    bounds_lonlat=(-123.0, 44.0, -122.9, 44.1), hashes={"canopy_height.tif": "ab"}, aoi_ha=1.0, mapped_ha=1.0,
-    trees=None, density=(), scenes=(), licences=(), model="nano ab", versions={}, demonstration=True, seconds=1.0,
-    started="2026-01-01T00:00:00+00:00",
-)  # fmt: skip
 Boxes = list[tuple[float, float, float, float]]
 
 lon, lat = st.integers(-180, 180).map(float), st.integers(-80, 80).map(float)
@@ -38,7 +30,7 @@ boxes = st.lists(st.tuples(lon, lat, lon, st.integers(1, 5).map(float)), max_siz
 
 
 @given(boxes)
-def test_the_jobs_before_one_are_all_that_overlap_it_across_the_antimeridian_too(made: Boxes) -> None:
+def test_jobs_that_overlap_one_are_found_across_the_antimeridian_too(made: Boxes) -> None:
     import tempfile
 
     jobs = [
@@ -57,30 +49,15 @@ def test_the_jobs_before_one_are_all_that_overlap_it_across_the_antimeridian_too
             shelf.add(job)
         assert list(shelf.all()) == jobs
         for job in jobs:
-            found = {other.rank for other in shelf.before(job)}
-            assert {other.rank for other in jobs[: job.rank] if (covered(other) & covered(job)).any()} <= found
-            assert all(rank < job.rank for rank in found)
+            found = {other.rank for other in shelf.overlapping(job)}
+            others = [other for other in jobs if other is not job]
+            assert {other.rank for other in others if (covered(other) & covered(job)).any()} <= found
+            assert job.rank not in found
 
 
 def test_a_part_is_named_by_its_south_west_corner() -> None:
     assert JOB.part == "44.00N_123.00W"
     assert replace(JOB, bounds_lonlat=(179.9, -0.1, -179.7, -0.05)).part == "00.25S_180.00W"
-
-
-def write_map(folder: Path, job: Mapped, values: npt.NDArray[np.float32], *, overview: float | None = None) -> None:
-    path = folder / job.key / "canopy_height.tif"
-    path.parent.mkdir(parents=True)
-    geobox = Grid(CRS(job.crs), job.gsd_m).geobox(Window(*job.window))
-    profile = {"driver": "GTiff", "count": 1, "dtype": "float32", "nodata": NODATA, "crs": job.crs, "tiled": True}
-    height, width = values.shape
-    with rasterio.open(path, "w", **profile, height=height, width=width, transform=geobox.affine) as raster:
-        raster.write(values, 1)
-        if overview is not None:
-            raster.build_overviews([2, 4], Resampling.nearest)
-    if overview is not None:
-        # Overviews that say something else show who reads them.
-        with rasterio.open(path, "r+", overview_level=1) as level:
-            level.write(np.full(level.shape, overview, np.float32), 1)
 
 
 @pytest.mark.parametrize("most_sources", [100, 2])
@@ -99,7 +76,7 @@ def test_the_first_job_with_a_value_gives_a_pixel_however_the_mosaic_is_cut(tmp_
             seen = whole[row : row + 40, col : col + 60]
             seen[seen == NODATA] = values[seen == NODATA]
             shelf.add(job)
-        made = write_mosaics(shelf, Store(str(tmp_path / "out")), tmp_path, most_sources=most_sources)
+        made = write_mosaics(shelf, Store(str(tmp_path / "out")), tmp_path, disjoint=False, most_sources=most_sources)
     assert made == ["mosaic/canopy_height.vrt"]
     assert (tmp_path / "out/mosaic/canopy_height").is_dir() == (most_sources == 2)
     with rasterio.open(tmp_path / "out" / made[0]) as raster:
@@ -116,7 +93,7 @@ def test_a_small_picture_of_the_mosaic_is_read_from_the_overviews_of_its_maps(tm
             job = replace(JOB, rank=rank, id=str(rank), key=f"jobs/{rank}", window=window)
             write_map(tmp_path / "out", job, np.full((512, 512), 7, np.float32), overview=9)
             shelf.add(job)
-        (made,) = write_mosaics(shelf, Store(str(tmp_path / "out")), tmp_path)
+        (made,) = write_mosaics(shelf, Store(str(tmp_path / "out")), tmp_path, disjoint=True)
     with rasterio.open(tmp_path / "out" / made) as raster:
         assert (raster.read(1) == 7).all()
         assert (raster.read(1, out_shape=(128, 256)) == 9).all()

@@ -62,7 +62,7 @@ def gather(
     store
         The batch's own; jobs lie below it.
     finished
-        In the order of the mosaic: of jobs that overlap, the first has the ground.
+        In the order of the mosaic: of jobs that overlap, the first has the ground, but for its rim (`ground`).
     failed
         Those that will not be tried again.
 
@@ -99,7 +99,7 @@ def gather(
                 store.upload(JOBS, scratch / JOBS)
                 summary.scenes = sum(1 for _ in shelf.scenes())
                 summary.statistics_rows = write_statistics(shelf, store, scratch)
-                mosaics = write_mosaics(shelf, store, scratch)
+                mosaics = write_mosaics(shelf, store, scratch, disjoint=facts.disjoint)
                 write_items(lines, store, scratch, summary.id)
                 write_catalog(lines, store, summary, mosaics, trees=summary.trees is not None)
         summary.add_failures(failed)

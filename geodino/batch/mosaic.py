@@ -1,8 +1,9 @@
 """Mosaics of the maps of all jobs: GDAL virtual rasters, which QGIS opens as one map without a copy of any pixel.
 
-Where jobs overlap, the first in the mosaic's order that has a value gives it: GDAL draws sources in the order of the
-file, so they stand there last first, and their nodata draws nothing. Jobs with grids in several CRSs get a mosaic for
-each. Paths are relative: the batch's folder can be moved whole.
+Where jobs overlap, the first in the mosaic's order that has a value gives it, those before all that have it farther in
+(`geodino.batch.ground`). GDAL draws sources in the order of the file, and their nodata draws nothing: so the whole maps
+stand there last first, then all without the rims on two sides, then all without any rim. Jobs with grids in several
+CRSs get a mosaic for each. Paths are relative: the batch's folder can be moved whole.
 
 GDAL reads all of a virtual raster at once, so that one of a hundred thousand sources would take minutes and gigabytes.
 Beyond `MOST_SOURCES` the ground is cut into squares with a virtual raster each, and the mosaic's sources are those:
@@ -36,6 +37,8 @@ from geodino.stores import Store
 
 FOLDER = "mosaic"
 MOST_SOURCES = 2000
+# How near to a cell's edge is on it, cells: metres that are no binary numbers do not divide evenly.
+_ON_EDGE = 1e-6
 # Numbers of the scenes of the whole batch.
 SCENES_CSV = f"{FOLDER}/scenes.csv"
 
@@ -73,13 +76,17 @@ class Source:
     numbers: tuple[int, ...] = ()
 
 
-def write_mosaics(shelf: Shelf, store: Store, scratch: Path, *, most_sources: int = MOST_SOURCES) -> list[str]:
+def write_mosaics(
+    shelf: Shelf, store: Store, scratch: Path, *, disjoint: bool, most_sources: int = MOST_SOURCES
+) -> list[str]:
     """Write all mosaics, those of squares before those that name them, and remove what is left of earlier ones.
 
     Parameters
     ----------
     scratch
         A folder for lists of sources, so that memory does not hold them.
+    disjoint
+        Whether jobs never overlap, as cells of a grid: then each is drawn once.
     most_sources
         How many a mosaic has before it is cut into squares.
 
@@ -102,9 +109,8 @@ def write_mosaics(shelf: Shelf, store: Store, scratch: Path, *, most_sources: in
                 name += f"_{_short(crs)}" + (
                     f"_{gsd_m:g}m" if len({crs for crs, _ in lattices}) < len(lattices) else ""
                 )
-            keys = _write_mosaic(
-                store, scratch, CRS(crs), name, partial(_sources, shelf, product, crs, gsd_m), product, most_sources
-            )
+            drawn = partial(_drawn_parts, shelf, product, crs, gsd_m, disjoint=disjoint)
+            keys = _write_mosaic(store, scratch, CRS(crs), name, drawn, product, most_sources)
             if not keys:
                 continue
             made.append(keys[-1])
@@ -123,35 +129,35 @@ def _write_mosaic(
     scratch: Path,
     crs: CRS,
     name: str,
-    sources: Callable[[], Iterable[tuple[float, Source]]],
+    drawn: Callable[[], Iterable[_Drawn]],
     product: Product,
     most_sources: int,
 ) -> list[str]:
-    """Write one mosaic of (metres a pixel, source), last first; its key after those of its squares."""
+    """Write one mosaic of what is drawn over each other; its key after those of its squares."""
     number, sides, gsd_m = 0, 0.0, 0.0
-    for pixel_m, source in sources():
-        number, sides, gsd_m = number + 1, sides + math.sqrt(source.window.height * source.window.width), pixel_m
+    for one in drawn():
+        number, sides, gsd_m = number + 1, sides + math.sqrt(one.part.height * one.part.width), one.pixel_m
     if not number:
         return []
     grid, keys, key = Grid(crs, gsd_m), [], f"{FOLDER}/{name}.vrt"
     whole = _VirtualRaster(scratch / "whole.txt", product)
     if number <= most_sources:
-        for _, source in sources():
-            whole.add(source)
+        for one in drawn():
+            whole.add(one.source, one.part)
     else:
         # As many jobs to a square as squares to the mosaic of a million jobs; those at its borders come on top.
         side = max(math.isqrt(most_sources // 2), 1) * math.ceil(sides / number)
         squares: dict[tuple[int, int], _VirtualRaster] = {}
-        for _, source in sources():
-            for window in source.window.blocks(side):
+        for one in drawn():
+            for window in one.part.blocks(side):
                 place = (window.row // side, window.col // side)
                 if place not in squares:
                     squares[place] = _VirtualRaster(scratch / f"{place[0]}_{place[1]}.txt", product)
-                squares[place].add(source, window)
+                squares[place].add(one.source, window)
         for (row, col), square in sorted(squares.items()):
             keys.append(f"{FOLDER}/{name}/{row}_{col}.vrt")
             square.write(store, keys[-1], grid, "../../")
-            whole.add(Source(f"{name}/{row}_{col}.vrt", square.extent, product.type))
+            whole.add(Source(f"{name}/{row}_{col}.vrt", square.extent, product.type), square.extent)
     whole.write(store, key, grid, "" if keys else "../")
     return [*keys, key]
 
@@ -163,9 +169,8 @@ class _VirtualRaster:
         self._path, self._product, self.extent = path, product, Window(0, 0, 0, 0)
         self._path.write_bytes(b"")
 
-    def add(self, source: Source, part: Window | None = None) -> None:
-        """Draw a source, or a part of it, over those before it."""
-        part = part or source.window
+    def add(self, source: Source, part: Window) -> None:
+        """Draw a part of a source over those before it."""
         self.extent = part if self.extent.empty else self.extent.union(part)
         windows = [[window.row, window.col, window.height, window.width] for window in (source.window, part)]
         with self._path.open("a", encoding="utf-8") as file:
@@ -218,24 +223,46 @@ def _drawn(source: Source, part: Window, extent: Window, product: Product) -> ET
     return element
 
 
-def _sources(shelf: Shelf, product: Product, crs: str, gsd_m: float) -> Iterator[tuple[float, Source]]:
-    """The maps of the jobs on a lattice, the last job first."""
-    for mapped in shelf.jobs(crs, gsd_m, last_first=True):
-        if product.name in mapped.hashes:
-            yield _source(shelf, mapped, product)
+class _Drawn(NamedTuple):
+    """A part of a source in a mosaic of so many metres a pixel."""
+
+    pixel_m: float
+    source: Source
+    part: Window
 
 
-def _source(shelf: Shelf, mapped: Mapped, product: Product) -> tuple[float, Source]:
-    """Metres a pixel, and the job's map among the sources."""
-    path = f"{mapped.key}/{product.name}"
+def _drawn_parts(shelf: Shelf, product: Product, crs: str, gsd_m: float, *, disjoint: bool) -> Iterator[_Drawn]:
+    """The maps of the jobs on a lattice, the last job first; where jobs may overlap, again what is farther in."""
+    for depth in (0,) if disjoint else (0, 1, 2):
+        for mapped in shelf.jobs(crs, gsd_m, last_first=True):
+            if product.name in mapped.hashes:
+                yield from _at_depth(shelf, mapped, product, depth)
+
+
+def _at_depth(shelf: Shelf, mapped: Mapped, product: Product, depth: int) -> Iterator[_Drawn]:
+    path, window = f"{mapped.key}/{product.name}", Window(*mapped.window)
     if product.name == DENSITY:
         cell, _, left, _, _, top, height, width = mapped.density
-        return cell, Source(path, Window(round(-top / cell), round(left / cell), int(height), int(width)), "Float32")
-    window = Window(*mapped.window)
+        source = Source(path, Window(round(-top / cell), round(left / cell), int(height), int(width)), "Float32")
+        tall, wide = (_coarse(part, cell / mapped.gsd_m) for part in (mapped.tall, mapped.wide))
+    else:
+        cell, tall, wide = mapped.gsd_m, mapped.tall, mapped.wide
+        source = Source(path, window, product.type)
     if product.name == SCENE:
         numbers = shelf.scene_numbers(id_ for id_, _, _ in mapped.scenes)
-        return mapped.gsd_m, Source(path, window, "UInt16", tuple(numbers))
-    return mapped.gsd_m, Source(path, window, product.type)
+        source = Source(path, window, "UInt16", tuple(numbers))
+    for part in ((source.window,), (tall, wide), (tall.intersection(wide),))[depth]:
+        if not part.empty:
+            yield _Drawn(cell, source, part)
+
+
+def _coarse(window: Window, pixels: float) -> Window:
+    """The cells of so many pixels along a side that lie wholly in a window."""
+    (row, row_stop), (col, col_stop) = (
+        (math.ceil(first / pixels - _ON_EDGE), math.floor(stop / pixels + _ON_EDGE))
+        for first, stop in ((window.row, window.row_stop), (window.col, window.col_stop))
+    )
+    return Window(row, col, max(row_stop - row, 0), max(col_stop - col, 0))
 
 
 def _scenes_csv(shelf: Shelf) -> bytes:

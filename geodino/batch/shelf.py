@@ -95,15 +95,15 @@ class Shelf:
         """A part's jobs from south to north."""
         return self._select("SELECT facts FROM jobs WHERE part = ? ORDER BY south, rank", part)
 
-    def before(self, mapped: Mapped) -> list[Mapped]:
-        """The jobs that go before one in the mosaic and whose bounds overlap its own."""
+    def overlapping(self, mapped: Mapped) -> list[Mapped]:
+        """The other jobs whose bounds overlap those of one, in the mosaic's order."""
         found = self._select(
             "SELECT facts FROM jobs WHERE rank IN "
             "(SELECT DISTINCT other.id / 2 FROM boxes AS own JOIN boxes AS other "
             "ON other.west < own.east AND other.east > own.west "
             "AND other.south < own.north AND other.north > own.south "
-            "WHERE own.id IN (?, ?) AND other.id < ?) ORDER BY rank",
-            *(2 * mapped.rank, 2 * mapped.rank + 1, 2 * mapped.rank),
+            "WHERE own.id IN (?, ?) AND other.id NOT IN (?, ?)) ORDER BY rank",
+            *(2 * mapped.rank, 2 * mapped.rank + 1) * 2,
         )
         return list(found)
 

@@ -26,7 +26,7 @@ from odc.geo.crs import CRS
 from pyproj import Transformer
 from scipy.spatial import KDTree
 
-from geodino.batch.ground import Share, open_ground
+from geodino.batch.ground import Share, goes_before, open_ground
 from geodino.batch.mapped import SCENE, Mapped, digest
 from geodino.batch.shelf import Shelf
 from geodino.errors import OutputError
@@ -39,7 +39,7 @@ FOLDER = "trees"
 # Readers of folders leave out names with an underscore.
 INDEX = f"{FOLDER}/_parts.json"
 # Raised when the same jobs come to give other rows.
-_MADE_AS = 1
+_MADE_AS = 2
 
 LONLAT = "OGC:CRS84"
 # Two trees of jobs with different lattices that are nearer are one: a job itself has none so near, since cells of heat
@@ -83,9 +83,11 @@ def write_parts(
         key, has_trees = f"{FOLDER}/{part}.parquet", False
         facts: list[object] = [_MADE_AS, crs]
         for mapped in shelf.of_part(part):
-            earlier = [] if disjoint else shelf.before(mapped)
+            others = [] if disjoint else shelf.overlapping(mapped)
             has_trees |= TREES in mapped.hashes
-            ground = [(job.hashes.get(SCENE), job.hashes.get(TREES)) for job in (mapped, *earlier)]
+            ground = [
+                (job.hashes.get(SCENE), job.hashes.get(TREES), job.rank < mapped.rank) for job in (mapped, *others)
+            ]
             facts.append([mapped.id, mapped.key, ground])
         name = digest(facts)
         known = before.get(part)
@@ -111,53 +113,59 @@ def _write_part(
     shares: dict[str, Share] = {}
     if not trees:
         for mapped in shelf.of_part(part):
-            shares[mapped.id], _ = _own(store, mapped, [] if disjoint else shelf.before(mapped))
+            shares[mapped.id], _ = _own(store, mapped, [] if disjoint else shelf.overlapping(mapped))
         return shares
     path = scratch / "part.parquet"
     profile = GeoProfile(crs, "Point")
     schema = _FIELDS.with_metadata({"geo": profile.described()})
     with GeoParquetFile(path, schema, profile) as file:
         for mapped in shelf.of_part(part):
-            shares[mapped.id], rows = _own(store, mapped, [] if disjoint else shelf.before(mapped))
+            shares[mapped.id], rows = _own(store, mapped, [] if disjoint else shelf.overlapping(mapped))
             file.append(_rows(rows, mapped, crs))
     store.upload(f"{FOLDER}/{part}.parquet", path)
     path.unlink()
     return shares
 
 
-def _own(store: Store, mapped: Mapped, earlier: list[Mapped]) -> tuple[Share, pa.Table]:
-    """A job's share, and its trees where no earlier job has a value.
+def _own(store: Store, mapped: Mapped, others: list[Mapped]) -> tuple[Share, pa.Table]:
+    """A job's share, and its trees where no job that goes before it has a value.
 
     A tree stands where the cell stands that it was found in, which its id tells: so it is on the one side of a seam or
     on the other for both jobs, wherever in the cell or beside it each saw the point.
     """
     rows = _trees(store, mapped)
-    if not earlier:
+    if not others:
         return Share(mapped.mapped_ha, rows.num_rows), rows
-    with open_ground(store, mapped, earlier) as ground:
+    with open_ground(store, mapped, others) as ground:
         own_ha = ground.hectares()
         if rows.num_rows:
-            x, y = np.array(pc.split_pattern(rows["tree_id"], "_").to_pylist(), np.float64).T
-            rows = rows.filter(pa.array(~ground.taken_at(x, y)))
-    for other in earlier:
+            rows = rows.filter(pa.array(~ground.taken_at(*_cells(rows))))
+    for other in others:
         if rows.num_rows:
             rows = rows.filter(pa.array(~_known(rows, mapped, _trees(store, other), other)))
     return Share(own_ha, rows.num_rows), rows
 
 
 def _known(rows: pa.Table, mapped: Mapped, others: pa.Table, other: Mapped) -> npt.NDArray[np.bool_]:
-    """Whether an earlier job has the tree, though it stands where that job has no value.
+    """Whether a job that goes before has the tree, though it stands where that job has no value.
 
     So it may be at the edge of an AOI, where a tree's cell can be in and the pixel at its middle out, and between
     lattices, where a tree is in other cells: there the nearest tree within a metre is the same.
     """
-    if (other.crs, other.gsd_m) == (mapped.crs, mapped.gsd_m):
-        return np.asarray(pc.is_in(rows["tree_id"], others["tree_id"].combine_chunks()))
+    known = np.zeros(rows.num_rows, bool)
     if not others.num_rows:
-        return np.zeros(rows.num_rows, bool)
+        return known
+    if other.lattice == mapped.lattice:
+        known |= np.asarray(pc.is_in(rows["tree_id"], others["tree_id"].combine_chunks()))
+        known[known] = goes_before(other, mapped, *_cells(rows.filter(pa.array(known))))
+        return known
     moved = Transformer.from_crs(other.crs, mapped.crs, always_xy=True).transform(*_places(others))
-    apart, _ = KDTree(np.column_stack(moved)).query(np.column_stack(_places(rows)), distance_upper_bound=SAME_M)
-    return np.asarray(np.isfinite(apart))
+    apart, same = KDTree(np.column_stack(moved)).query(np.column_stack(_places(rows)), distance_upper_bound=SAME_M)
+    known |= np.isfinite(apart)
+    # At one place for both jobs, so that one of them has it.
+    both = others.take(pa.array(same[known])) if other.rank < mapped.rank else rows.filter(pa.array(known))
+    known[known] = goes_before(other, mapped, *_places(both))
+    return known
 
 
 def _trees(store: Store, mapped: Mapped) -> pa.Table:
@@ -186,6 +194,12 @@ def _rows(rows: pa.Table, mapped: Mapped, crs: CRS) -> pa.Table:
         for name, column in (columns | {"tree_id": ids}).items():
             rows = rows.set_column(rows.schema.get_field_index(name), _FIELDS.field(name), column)
     return rows.select(_FIELDS.names).cast(_FIELDS)
+
+
+def _cells(rows: pa.Table) -> tuple[Doubles, Doubles]:
+    """The middles of the cells that trees were found in."""
+    x, y = np.array(pc.split_pattern(rows["tree_id"], "_").to_pylist(), np.float64).reshape(-1, 2).T
+    return x, y
 
 
 def _places(rows: pa.Table) -> tuple[Doubles, Doubles]:
