@@ -43,6 +43,7 @@ OF_RUN = (
     "on_read_error",
     "on_band_error",
     "verify",
+    "overwrite",
 )
 # And those that a machine decides for itself, which `retry` takes too; the last three say who does the jobs.
 OF_MACHINE = ("device", "batch_size", "threads", "workers", "scheduler", "config")
@@ -53,6 +54,8 @@ _HELP = {
     "model": "A name (`geodino models list`), hub id or folder, not auto; needed where the pipeline's is auto.",
     "crs": "CRS of the results [default: with --grid, UTM of the AOI for all cells; else the imagery's where it keeps "
     "metres true, else UTM].",
+    "overwrite": "Begin anew: remove all that a batch made in the folder, also one of other settings, and nothing "
+    "else. Refused while a process is at work there.",
 }
 _BEGIN = "begin"
 
@@ -109,7 +112,12 @@ def _telling(function: Any) -> Any:
             help="Add a JSON object a line to this file (- for standard output): what is said, each job, and the "
             "speed every minute.",
         ),
-        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output."),
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="Print the summary (or the forecast) as JSON.",
+        ),
         click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only."),
     ):
         function = option(function)
@@ -133,6 +141,11 @@ def _telling(function: Any) -> Any:
     show_default=True,
     help="A process that gives no sign for so many seconds is dead, and its jobs are taken over.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done and what is done there already; the largest job is planned, nothing is written.",
+)
 @_telling
 def begin(
     pipeline: str,
@@ -141,6 +154,7 @@ def begin(
     aoi: str | None,
     out: str,
     lease_s: float,
+    dry_run: bool,
     max_failures: int | None,
     log_json: str | None,
     as_json: bool,
@@ -156,17 +170,23 @@ def begin(
     \b
     geodino batch canopy --catalog scenes/ --model nano --out out/
     geodino batch canopy --grid 10km --aoi area.geojson --source planetary-computer-naip --model chmv2 --out out/
+    geodino batch ... --dry-run  what would be done
     geodino batch status OUT     how far it is, what failed and why
     geodino batch retry OUT      try again what failed, and go on
     """
-    from geodino.batch.asked import Asked, open_batch
+    from geodino.batch.asked import Asked, look_ahead, open_batch
 
     machines = _machines(options)
     asked = Asked(pipeline, _run_options(options), catalog, aoi, grid, lease_s)
     store = _store(out)
     with _watch(quiet=quiet, log_json=log_json) as watch:
+        from geodino.batch.forecast import foresee
         from geodino.batch.runner import run_batch
 
+        if dry_run:
+            found = foresee(*look_ahead(asked, store, watch), watch)
+            click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+            return
         ended = run_batch(open_batch(asked, store, watch), watch, machines=machines, max_failures=max_failures)
     _say(ended, out, as_json=as_json, quiet=quiet or log_json == "-")
 

@@ -11,10 +11,11 @@ from pydantic import JsonValue
 from geodino.aoi import AOI, read_aoi
 from geodino.batch.areas import area_jobs
 from geodino.batch.cells import cell_side, cells, grid_of, read_side
-from geodino.batch.jobs import Job, add_jobs, read_jobs, write_jobs
+from geodino.batch.jobs import Job, add_jobs, in_order, read_jobs, unknown, write_jobs
 from geodino.batch.leases import Pulses
 from geodino.batch.listing import Listing, scene_jobs
 from geodino.batch.manifest import Manifest, begin, now, read_manifest, require_same, settings_of
+from geodino.batch.removal import remove_batch
 from geodino.batch.titles import imagery_of
 from geodino.errors import ConfigError, ReadError, SourceError
 from geodino.grid import Grid
@@ -97,7 +98,7 @@ def open_batch(asked: Asked, store: Store, watch: Watch) -> Batch:
     """
     settled = _settle(asked)
     settings = _settings(settled)
-    manifest = read_manifest(store)
+    manifest = None if asked.options.overwrite else read_manifest(store)
     if manifest is None:
         manifest = _begin(asked, settled, settings, store, watch)
     else:
@@ -106,6 +107,24 @@ def open_batch(asked: Asked, store: Store, watch: Watch) -> Batch:
         if settled.kind != "grid" and not Pulses(store, manifest.lease_s).living():
             _grow(settled, store, manifest, watch)
     return _opened(store, manifest, settled.spec, settled.options, settled.catalog)
+
+
+def look_ahead(asked: Asked, store: Store, watch: Watch) -> tuple[Batch, int]:
+    """The batch as `open_batch` would open it, and how many of its jobs are new; touches nothing."""
+    settled = _settle(asked)
+    settings = _settings(settled)
+    store.reach()
+    manifest = None if asked.options.overwrite else read_manifest(store)
+    if manifest is None:
+        listing = _listed(asked, settled, watch)
+        manifest, known, new = _manifest(asked, settled, settings, listing, ("", "")), [], listing.jobs
+    else:
+        require_same(store, manifest, settings)
+        known = read_jobs(store, manifest.jobs_key, manifest.jobs_sha256)
+        again = None if settled.kind == "grid" else _listed_again(settled, watch)
+        new = [] if again is None else unknown(known, again.jobs)
+    batch = Batch(store, manifest, in_order([*known, *new]), settled.spec, settled.options, _config(settled.catalog))
+    return batch, len(new)
 
 
 def reopen_batch(store: Store, manifest: Manifest, machine: RunOptions) -> Batch:
@@ -125,10 +144,15 @@ def reopen_batch(store: Store, manifest: Manifest, machine: RunOptions) -> Batch
 
 def _opened(store: Store, manifest: Manifest, spec: PipelineSpec, options: RunOptions, catalog: str | None) -> Batch:
     jobs = read_jobs(store, manifest.jobs_key, manifest.jobs_sha256)
-    config = resolve(catalog) if manifest.kind == "scenes" and catalog is not None else None
-    if config is not None and not any((config.asset, config.bands, config.sign, config.mask)):
-        config = None
-    return Batch(store, manifest, jobs, spec, options, config)
+    return Batch(store, manifest, jobs, spec, options, _config(catalog))
+
+
+def _config(catalog: str | None) -> SourceConfig | None:
+    """The catalog's config where it says more of its scenes than where they are."""
+    if catalog is None or _is_csv(catalog):
+        return None
+    config = resolve(catalog)
+    return config if any((config.asset, config.bands, config.sign, config.mask)) else None
 
 
 def _settle(asked: Asked) -> _Settled:
@@ -187,6 +211,14 @@ def _settings(settled: _Settled) -> dict[str, JsonValue]:
 
 
 def _begin(asked: Asked, settled: _Settled, settings: dict[str, JsonValue], store: Store, watch: Watch) -> Manifest:
+    listing = _listed(asked, settled, watch)
+    if asked.options.overwrite:
+        remove_batch(store, asked.lease_s, watch)
+    return begin(store, _manifest(asked, settled, settings, listing, write_jobs(store, listing.jobs)))
+
+
+def _listed(asked: Asked, settled: _Settled, watch: Watch) -> Listing:
+    """The jobs, and what there is to tell of them told."""
     listing = _list(settled)
     if asked.grid is not None and settled.grid is not None and settled.spec.trees is not None:
         side_m = settled.side_px * settled.grid.gsd
@@ -196,32 +228,31 @@ def _begin(asked: Asked, settled: _Settled, settings: dict[str, JsonValue], stor
         watch.warn(sentence)
     for sentence in listing.left_out:
         watch.note(f"left out: {sentence}")
-    key, sha256 = write_jobs(store, listing.jobs)
-    manifest = begin(
-        store,
-        Manifest(
-            kind=settled.kind,
-            settings=settings,
-            jobs=len(listing.jobs),
-            jobs_key=key,
-            jobs_sha256=sha256,
-            lease_s=asked.lease_s,
-            began=now(),
-            left_out=listing.left_out,
-            imagery=imagery_of(settled.catalog, settled.options),
-        ),
-    )
     total_ha = sum(job.hectares for job in listing.jobs)
     watch.note(f"{count(len(listing.jobs), 'job')}, {total_ha:,.1f} ha ({_words(settled)})")
-    return manifest
+    return listing
+
+
+def _manifest(
+    asked: Asked, settled: _Settled, settings: dict[str, JsonValue], listing: Listing, written: tuple[str, str]
+) -> Manifest:
+    return Manifest(
+        kind=settled.kind,
+        settings=settings,
+        jobs=len(listing.jobs),
+        jobs_key=written[0],
+        jobs_sha256=written[1],
+        lease_s=asked.lease_s,
+        began=now(),
+        left_out=listing.left_out,
+        imagery=imagery_of(settled.catalog, settled.options),
+    )
 
 
 def _grow(settled: _Settled, store: Store, manifest: Manifest, watch: Watch) -> None:
     """Add the jobs that the catalog has come to hold since the batch was begun."""
-    try:
-        listing = _list(settled)
-    except (SourceError, ReadError) as error:
-        watch.warn(f"going on without a look for new jobs: {error}")
+    listing = _listed_again(settled, watch)
+    if listing is None:
         return
     new = add_jobs(store, manifest.jobs_key, manifest.jobs_sha256, listing.jobs)
     if new:
@@ -231,6 +262,15 @@ def _grow(settled: _Settled, store: Store, manifest: Manifest, watch: Watch) -> 
     if gone := sum(job.names not in listed for job in known):
         stay = "stays" if gone == 1 else "stay"
         watch.note(f"{count(gone, 'job')} of the batch {stay}, which the catalog no longer lists")
+
+
+def _listed_again(settled: _Settled, watch: Watch) -> Listing | None:
+    """None where the catalog is out of reach or empty, which is no reason not to go on."""
+    try:
+        return _list(settled)
+    except (SourceError, ReadError) as error:
+        watch.warn(f"going on without a look for new jobs: {error}")
+        return None
 
 
 def _list(settled: _Settled) -> Listing:

@@ -124,12 +124,16 @@ def add_jobs(store: Store, key: str, sha256: str, listed: Iterable[Job]) -> list
     """Add to a batch those of its catalog's jobs that it does not know, under ids of their own; the new ones."""
     while True:
         lists = _lists(store, key, sha256)
-        known = [job for jobs in lists for job in jobs]
-        names = {job.names for job in known}
-        new = with_ids([job for job in listed if job.names not in names], [job.id for job in known])
+        new = unknown([job for jobs in lists for job in jobs], listed)
         # Another process may have been faster, with the same jobs or with others.
         if not new or store.create(f"{_MORE}/{len(lists) + 1}", _packed(new)):
             return new
+
+
+def unknown(known: Iterable[Job], listed: Iterable[Job]) -> list[Job]:
+    """Those of the listed jobs that are not among the known, under ids that these have not."""
+    ids = {job.names: job.id for job in known}
+    return with_ids([job for job in listed if job.names not in ids], ids.values())
 
 
 def read_jobs(store: Store, key: str, sha256: str) -> list[Job]:

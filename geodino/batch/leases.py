@@ -151,6 +151,16 @@ class Pulses:
         """The owners that are not known to be dead: as of a first look, all but those of this machine that ended."""
         return [owner for owner in self._owners() if not self.is_dead(owner)]
 
+    def at_work(self, own: str) -> str | None:
+        """Another owner that gives a sign of life; None where none does, for which a lease may have to pass."""
+        signs = {owner: self._store.get(_key(owner)) for owner in self.living() if owner != own}
+        for owner, sign in signs.items():
+            while not self.is_dead(owner):
+                if self._store.get(_key(owner)) != sign:
+                    return owner
+                time.sleep(self._lease_s / _BEATS_A_LEASE / 4)
+        return None
+
     def silent_s(self, owner: str) -> float | None:
         """For how long it has given no sign, as of the last look, where that is longer than it should be."""
         known = self._seen.get(owner)

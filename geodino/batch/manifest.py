@@ -102,9 +102,14 @@ def read_manifest(store: Store) -> Manifest | None:
     try:
         manifest = TypeAdapter(Manifest).validate_json(content)
     except ValidationError as error:
-        raise OutputError(f"{store.url}/{KEY} is damaged: choose another --out") from error
+        raise OutputError(
+            f"{store.url}/{KEY} is damaged: begin anew with --overwrite, or choose another --out"
+        ) from error
     if manifest.version != VERSION:
-        raise OutputError(f"{store.url} holds a batch of version {manifest.version} and this geodino runs {VERSION}")
+        raise OutputError(
+            f"{store.url} holds a batch of version {manifest.version} and this geodino runs {VERSION}: begin it anew "
+            "with --overwrite, or choose another --out"
+        )
     return manifest
 
 
@@ -136,7 +141,8 @@ def require_same(store: Store, manifest: Manifest, settings: dict[str, JsonValue
         said = "; ".join(f"{key} was {theirs.get(key)} and is {ours.get(key)}" for key in differing[:5])
         more = f", and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise ConfigError(
-            f"{store.url} holds a batch with other settings: {said}{more}; go on with those, or choose another --out"
+            f"{store.url} holds a batch with other settings: {said}{more}; go on with those, choose another --out, or "
+            "begin anew with --overwrite"
         )
 
 

@@ -153,7 +153,7 @@ def _run(task: Task, scratch: Path, watch: Watch) -> RunRecord:
 
     place = store.below(job.key)
     # Whatever lies there is of this job, left by a process that died.
-    options = replace(task.options, sources=_sources(task, store, scratch), overwrite=True)
+    options = replace(task.options, sources=sources_of(task, store, scratch), overwrite=True)
     mapped = partial(run, pipeline, aoi=replace(area, origin=job.name), out=place.url, watch=watch, load=load)
     begun = next(place.below(WORK_NAME).entries(), None) is not None
     try:
@@ -182,7 +182,8 @@ def _require_same_weights(store: Store, sha256: str) -> None:
         )
 
 
-def _sources(task: Task, store: Store, scratch: Path) -> tuple[str, ...]:
+def sources_of(task: Task, store: Store, scratch: Path) -> tuple[str, ...]:
+    """The sources of a job's run; what has no address is laid down in the store, or in a folder of this machine."""
     job = task.job
     if job.source is None and job.item is None:
         return task.options.sources
