@@ -138,6 +138,7 @@ def test_workers_of_a_config_do_real_jobs_and_tell_of_them(photo: Path, tiny_mod
     )
     assert (ended.done, ended.failed) == (2, 0)
     assert set(watch.told) == {"one", "two"} and not watch.open
+    assert not (tmp_path / "out/check").exists()
     for told in watch.told.values():
         assert any(said.startswith("windows ") for said in told) and any("band finished" in said for said in told)
     one, two = ((path / "canopy_height.tif").read_bytes() for path in (tmp_path / "out/jobs").glob("*/*"))

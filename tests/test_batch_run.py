@@ -61,6 +61,11 @@ def test_a_folder_of_scenes_becomes_a_run_each_and_a_catalog(scenes: Path, tiny_
     assert json.loads((out / "collection.json").read_text())["title"] == title
     for name in ("collection.json", "items.parquet", "jobs.parquet", "summary.json", "statistics.parquet"):
         assert str(scenes.parent).encode() not in (out / name).read_bytes()
+    assert {path.name for path in out.iterdir()} == {
+        ".batch", "collection.json", "items.parquet", "jobs", "jobs.parquet", "ledger.sqlite", "mosaic",
+        "statistics.csv", "statistics.parquet", "summary.json",
+    }  # fmt: skip
+    assert not list(out.rglob("*.lock")) and not [path for path in out.rglob("jobs/**/*") if path.name[0] == "."]
     # Again there is nothing left to do.
     before = (folder_of(out, "east") / "run.json").stat().st_mtime_ns
     assert invoke("canopy", "--catalog", scenes, "--model", tiny_model, "--out", out)[0] == 0

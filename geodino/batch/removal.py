@@ -28,7 +28,7 @@ _PLACES = (".batch", "jobs", catalog.FOLDER, mosaic.FOLDER, tree_parts.FOLDER)
 # What the results of all jobs are called.
 _RESULTS = (
     *(re.escape(name) for name in (catalog.COLLECTION, catalog.ITEMS, JOBS, SUMMARY, index.NAME)),
-    *(re.escape(name) for name in (STATISTICS, STATISTICS_CSV, tree_parts.INDEX, mosaic.SCENES_CSV)),
+    *(re.escape(name) for name in (STATISTICS, STATISTICS_CSV, mosaic.SCENES_CSV)),
     rf"{catalog.FOLDER}/\d{{4}}\.json",
     rf"{mosaic.FOLDER}/[^/]+\.(vrt|qml)",
     rf"{tree_parts.FOLDER}/\d+\.\d+[NS]_\d+\.\d+[EW]\.parquet",

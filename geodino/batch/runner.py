@@ -230,6 +230,6 @@ def _lanes(batch: Batch, machines: Machines, work: Work, watch: Watch) -> Iterat
     options = batch.options
     with open_client(machines, watch) as client:
         resources = task_resources(machines, client)
-        needs = Needs(device=options.device, precision=options.precision, resources=resources, store=batch.store)
+        needs = Needs(options.device, options.precision, resources=resources, store=batch.store.below(".batch"))
         with checked(client, needs, watch):
             yield Workers(client, work, resources, watch, patience_s(machines))

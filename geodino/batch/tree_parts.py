@@ -4,7 +4,7 @@ A part is a GeoParquet file with the trees of the jobs whose middle lies in one 
 south to north, and those of each job along a Hilbert curve, so that a row group is a small piece of ground and readers
 of a box skip the others. All parts have one CRS: the jobs' own where they share one, else longitude and latitude.
 
-A part is written again only where one of its jobs, or a job that overlaps one of them, has changed: `_parts.json` says
+A part is written again only where one of its jobs, or a job that overlaps one of them, has changed: `parts.json` says
 what each was made of.
 """
 
@@ -37,7 +37,7 @@ from geodino.stores import Store
 
 FOLDER = "trees"
 # Readers of folders leave out names with an underscore.
-INDEX = f"{FOLDER}/_parts.json"
+INDEX = ".batch/parts.json"
 # Raised when the same jobs come to give other rows.
 _MADE_AS = 2
 
@@ -100,7 +100,7 @@ def write_parts(
             done += 1
         advance(done)
     store.put(INDEX, json.dumps(made).encode())
-    wanted = {INDEX, *(f"{FOLDER}/{part}.parquet" for part in made)}
+    wanted = {f"{FOLDER}/{part}.parquet" for part in made}
     for key in [entry.key for entry in store.entries(f"{FOLDER}/")]:
         if key not in wanted:
             store.delete(key)

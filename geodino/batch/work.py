@@ -34,6 +34,7 @@ from geodino.errors import (
 from geodino.models import Model, load_model
 from geodino.options import RunOptions
 from geodino.outputs.folder import RECORD_NAME, WORK_NAME
+from geodino.outputs.locks import LOCK_NAME
 from geodino.outputs.record import RunRecord, read_record
 from geodino.pipeline import run
 from geodino.settings import PipelineSpec
@@ -127,6 +128,10 @@ def run_job(task: Task, watch: Watch | None = None) -> Outcome:
     began = time.perf_counter()
     with _Attempt() as attempt, tempfile.TemporaryDirectory(prefix="geodino-batch-") as scratch:
         record = _earlier(task, Path(scratch)) or _run(task, Path(scratch), watch or Silent())
+        place = Store(task.url).below(task.job.key)
+        if place.folder is not None:
+            # A run leaves its lock file to those who may be about to lock it; a job that is done nobody begins.
+            place.delete(LOCK_NAME)
         return Outcome(True, _receipt(record, time.perf_counter() - began))
     assert attempt.error is not None
     if task.may_be_empty and isinstance(attempt.error, NoImageryError):
