@@ -46,6 +46,7 @@ import geodino
 from geodino.aoi import read_aoi
 from geodino.bands import COLS, rows_for
 from geodino.cluster.machines import Machines
+from geodino.cluster.opening import connect
 from geodino.cluster.run import on_cluster
 from geodino.compute import Work
 from geodino.models.loading import facts_of
@@ -195,8 +196,11 @@ def empty(given: argparse.Namespace) -> None:
     """Print what bands cost that hold nothing, and the memory of client and workers while they are done."""
     with tempfile.TemporaryDirectory(prefix="geodino-bands-") as folder:
         work = _work_without_pixels(given.bands, Store(folder))
-        options = Machines.of(str(given.workers), None, None)
-        with on_cluster(options, work, "nano", Silent()) as crew:
+        machines = Machines(given.workers)
+        with (
+            connect(machines, Silent()) as client,
+            on_cluster(machines, client, work, "nano", Silent()) as crew,
+        ):
             progress = begin(work, crew.model, Silent())
             sampled = _Sampled()
             sampled.take(0)

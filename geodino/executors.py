@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from geodino.bands import Band, BandId
 from geodino.cluster.machines import Machines, cluster_config
@@ -17,6 +17,9 @@ from geodino.models.as_run import ModelAsRun
 from geodino.options import RunOptions
 from geodino.progress import Progress, Receipt
 from geodino.watch import Watch
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,26 @@ class Executor(Protocol):
 
 
 @contextmanager
-def executor(work: Work, model: str, load: Load, watch: Watch) -> Iterator[Executor]:
+def machines_at_hand(options: RunOptions, watch: Watch) -> Iterator[Client | None]:
+    """The machines that a run asks for, found or started: their client, None where it computes in this process.
+
+    Raises
+    ------
+    ConfigError, ClusterError
+        They cannot be reached or started.
+    """
+    machines = machines_of(options)
+    if not machines.asked:
+        yield None
+        return
+    from geodino.cluster.opening import connect  # Late, because distributed takes half a second to import.
+
+    with connect(machines, watch) as client:
+        yield client
+
+
+@contextmanager
+def executor(work: Work, model: str, load: Load, watch: Watch, client: Client | None) -> Iterator[Executor]:
     """Whoever the options of a run ask for, ready to compute.
 
     Parameters
@@ -65,19 +87,20 @@ def executor(work: Work, model: str, load: Load, watch: Watch) -> Iterator[Execu
         Its name, hub id or folder.
     load
         As `load_model`; where workers are asked for, these load it themselves.
+    client
+        As `machines_at_hand` gives it.
 
     Raises
     ------
     GeodinoError
         The model is refused, or the workers are not fit.
     """
-    machines = machines_of(work.plan.options)
-    if not machines.asked:
+    if client is None:
         yield Here(work, model_for(work, model, load))
         return
-    from geodino.cluster.run import on_cluster  # Late, because distributed takes half a second to import.
+    from geodino.cluster.run import on_cluster
 
-    with on_cluster(machines, work, model, watch) as crew:
+    with on_cluster(machines_of(work.plan.options), client, work, model, watch) as crew:
         yield crew
 
 

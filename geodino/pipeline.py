@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +15,7 @@ from geodino.aoi import AOI
 from geodino.compute import Work, reachable
 from geodino.errors import ConfigError, ModelError
 from geodino.estimate import Estimate, measure
-from geodino.executors import Load, executor, machines_of
+from geodino.executors import Load, executor, machines_at_hand, machines_of
 from geodino.models import load_model
 from geodino.models.catalog import row
 from geodino.models.hub import auto_model
@@ -24,7 +25,7 @@ from geodino.options import RunOptions
 from geodino.outputs.folder import OutputFolder, require_free
 from geodino.outputs.item import build_item, write_item
 from geodino.outputs.record import RunRecord
-from geodino.plan import Plan, make_plan, with_scenes_used
+from geodino.plan import Plan, area_of, make_plan, with_scenes_used
 from geodino.products import Products, context_m, products_of
 from geodino.progress import Progress, Receipt
 from geodino.provenance import Finished, file_record, make_record
@@ -85,14 +86,19 @@ def run(
     OutputFolder(out, overwrite=options.overwrite).check()
     name, said = choose_model(spec, options, watch)
     products = products_of(spec, name)
-    plan = settle(spec, aoi, replace(options, model=name), name, products, watch)
-    plan = replace(plan, warnings=(*said, *plan.warnings))
-    for sentence in plan.scenes_dropped:
-        watch.note(f"left out: {sentence}")
-    with OutputFolder(out, overwrite=options.overwrite) as folder, rasterio.Env(**LOCAL_OPTIONS):
+    area = area_of(aoi, options)
+    with ExitStack() as stack:
+        # Before the plan: a search may take a minute, in which workers start or wait in a queue.
+        client = stack.enter_context(machines_at_hand(options, watch))
+        plan = settle(spec, area, replace(options, model=name), name, products, watch)
+        plan = replace(plan, warnings=(*said, *plan.warnings))
+        for sentence in plan.scenes_dropped:
+            watch.note(f"left out: {sentence}")
+        folder = stack.enter_context(OutputFolder(out, overwrite=options.overwrite))
+        stack.enter_context(rasterio.Env(**LOCAL_OPTIONS))
         require_free(folder.path, plan.bytes_written)
         work = Work(plan, products, reachable(folder.work))
-        with executor(work, name, load, watch) as crew, kept_for_later(work.store, watch):
+        with executor(work, name, load, watch, client) as crew, kept_for_later(work.store, watch):
             progress = begin(work, crew.model, watch)
             before = progress.windows_done
             watch.begin("windows", len(plan.places))

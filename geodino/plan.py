@@ -138,11 +138,7 @@ def make_plan(
     AOIError, SourceError, ConfigError, ReadError
         What cannot be used, with what would do.
     """
-    area = (
-        aoi
-        if isinstance(aoi, AOI)
-        else read_aoi(aoi, layer=options.aoi_layer, crs=options.aoi_crs, repair=options.repair_aoi)
-    )
+    area = area_of(aoi, options)
     imagery = find_imagery(spec, area, options, gsd_m)
     grid = imagery.grid
     geometry = area.geometry(grid.crs)
@@ -180,6 +176,13 @@ def make_plan(
         windows_without_imagery=tuple(sorted(set(inside) - set(places))),
         warnings=(*area_warnings(area), *_gap_warnings(seen.area / geometry.area), *imagery.warnings),
     )
+
+
+def area_of(aoi: str | Path | AOI, options: RunOptions) -> AOI:
+    """The AOI, read as the options say; errors as of `read_aoi`."""
+    if isinstance(aoi, AOI):
+        return aoi
+    return read_aoi(aoi, layer=options.aoi_layer, crs=options.aoi_crs, repair=options.repair_aoi)
 
 
 def find_imagery(spec: PipelineSpec, area: AOI, options: RunOptions, gsd_m: float) -> Imagery:

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,10 +23,12 @@ from cluster_processes import running_scheduler, running_worker, until, until_wo
 from dask.system import CPU_COUNT
 from distributed import Client
 
+import geodino
 from geodino.cluster.held import register, release
 from geodino.cluster.machines import Machines, cluster_config
 from geodino.cluster.opening import local_workers, open_client, task_resources
-from geodino.errors import ConfigError, ModelError
+from geodino.errors import AOIError, ConfigError, ModelError, NoImageryError
+from geodino.options import RunOptions
 from geodino.shipped import config_names, config_path
 from geodino.watch import PlainWatch, Silent
 
@@ -160,18 +163,47 @@ def none(file: Path) -> object:
     return open_client(Machines(scheduler=str(file)), Silent())
 
 
-def test_nobody_at_an_address_is_an_error_and_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geodino.cluster.opening.ANSWER_S", 1.0)
-    with (
-        pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 within 1 s"),
-        open_client(Machines(scheduler="tcp://127.0.0.1:9"), Silent()),
-    ):
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        ("tcp://127.0.0.1:9", "no Dask scheduler answers at tcp://127.0.0.1:9 .Connection refused.; start one"),
+        ("127.0.0.1:9", "no Dask scheduler answers at 127.0.0.1:9 .Connection refused."),
+        ("tcp://127.0.0.1", "missing port number"),
+        ("tcp://nowhere.invalid:8786", "answers at tcp://nowhere.invalid:8786 .Name or service not known"),
+        ("http://127.0.0.1:8787/status", "unknown address scheme 'http'.*give one such as tcp://"),
+        ("there.json", "scheduler there.json is no file"),
+        ("pyproject.toml", "scheduler file pyproject.toml holds no address"),
+    ],
+)
+def test_nobody_at_an_address_is_said_at_once(scheduler: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TESTS.parent)
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=said), open_client(Machines(scheduler=scheduler), Silent()):
         pass
-    with (
-        pytest.raises(ConfigError, match=r"scheduler there.json is no file"),
-        open_client(Machines(scheduler="there.json"), Silent()),
-    ):
-        pass
+    assert time.monotonic() - began < 5
+
+
+def test_whoever_says_nothing_at_an_address_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geodino.cluster.opening.ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        with (
+            pytest.raises(ConfigError, match=f"what listens at {address} is no Dask scheduler"),
+            open_client(Machines(scheduler=address), Silent()),
+        ):
+            pass
+
+
+def test_a_run_says_first_where_its_dashboard_is_and_starts_nothing_for_a_wrong_aoi(
+    photo: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    said, options = io.StringIO(), RunOptions(sources=(str(photo),), model=str(tiny_model), workers=1)
+    with pytest.raises(AOIError):
+        geodino.run("canopy", aoi="0,0,0,0", out=tmp_path, options=options, watch=PlainWatch(said))
+    assert not said.getvalue()
+    with pytest.raises(NoImageryError):
+        geodino.run("canopy", aoi="10,50,10.01,50.01", out=tmp_path, options=options, watch=PlainWatch(said))
+    assert said.getvalue().startswith("dashboard: http://127.0.0.1:")
 
 
 @pytest.mark.slow

@@ -196,7 +196,7 @@ def test_the_bytes_are_those_of_one_process_for_any_number_of_workers(
 ) -> None:
     said = site.finish(tmp_path, "--workers", str(workers))
     assert_same(calm, tmp_path)
-    assert said.splitlines()[1].startswith("dashboard: http://127.0.0.1:")
+    assert said.splitlines()[0].startswith("dashboard: http://127.0.0.1:")
     assert read_record(tmp_path / "run.json").computed_by.startswith(f"{workers} worker")
 
 

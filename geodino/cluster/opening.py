@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,18 +19,21 @@ import dask.config
 import psutil
 from dask.system import CPU_COUNT
 from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.comm import parse_address, parse_host_port
 from distributed.core import Status
 from distributed.system import MEMORY_LIMIT
 from distributed.versions import VersionMismatchWarning
 
 from geodino.cluster.held import TOPIC
 from geodino.cluster.machines import PACKAGES, ClusterConfig, Machines, cluster_config
-from geodino.errors import ConfigError
+from geodino.errors import ClusterError, ConfigError
 from geodino.sources.raster import causes
 from geodino.watch import Watch, duration
 
 # A scheduler that runs answers in milliseconds.
-ANSWER_S = 30.0
+ANSWER_S = 10.0
+# Of each worker on this machine, at most.
+_START_S = 30.0
 # What a worker needs for a ViT-L model and its windows, see `doctor`.
 WORKER_BYTES = 4 * 2**30
 _WAIT_STEP_S = 60.0
@@ -50,9 +55,17 @@ _LOOK_SELDOM: dict[str, object] = {
 
 @contextmanager
 def open_client(machines: Machines, watch: Watch) -> Iterator[Client]:
+    """As `connect`, when workers are there."""
+    with connect(machines, watch) as client:
+        await_workers(machines, client, watch)
+        yield client
+
+
+@contextmanager
+def connect(machines: Machines, watch: Watch) -> Iterator[Client]:
     """A client of the machines; what was started for it ends with it.
 
-    Workers are not looked over: see `survey.check`.
+    Workers may be on their way, see `await_workers`, and are not looked over, see `survey.check`.
 
     Parameters
     ----------
@@ -64,7 +77,9 @@ def open_client(machines: Machines, watch: Watch) -> Iterator[Client]:
     Raises
     ------
     ConfigError
-        Nobody answers, a package is missing, the cluster refuses its arguments, or no worker comes.
+        Nobody answers, a package is missing, or the cluster refuses its arguments.
+    ClusterError
+        No workers can be started on this machine.
     """
     with ExitStack() as stack:
         if logging.getLogger().getEffectiveLevel() > logging.INFO:
@@ -81,11 +96,15 @@ def open_client(machines: Machines, watch: Watch) -> Iterator[Client]:
         has_pages = find_spec("bokeh") is not None or machines.scheduler is not None
         watch.note(f"dashboard: {client.dashboard_link}{'' if has_pages else ' (to see it: pip install bokeh)'}")
         client.subscribe_topic(TOPIC, lambda event: watch.warn(str(event[1])))
-        if machines.config is not None:
-            _await_worker(client, cluster_config(machines.config), watch)
-        elif not client.scheduler_info(n_workers=-1)["workers"]:
-            raise ConfigError(f"scheduler {machines.scheduler} has no workers; start some with `dask worker`")
         yield client
+
+
+def await_workers(machines: Machines, client: Client, watch: Watch) -> None:
+    """Wait for the first worker of a cluster from a config; ConfigError where none comes, or none is there."""
+    if machines.config is not None:
+        _await_worker(client, cluster_config(machines.config), watch)
+    elif not client.scheduler_info(n_workers=-1)["workers"]:
+        raise ConfigError(f"scheduler {machines.scheduler} has no workers; start some with `dask worker`")
 
 
 def task_resources(machines: Machines, client: Client) -> dict[str, float]:
@@ -163,14 +182,14 @@ def _local(machines: Machines) -> Iterator[Client]:
             "distributed.nanny.pre-spawn-environ": {name: workers[0]["options"]["env"][name] for name in _THREADS},
         }
     )
-    with (
-        _environment_kept(),
-        dask.config.set(settings),
-        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.WARNING) as cluster,
-        Client(cluster) as client,
-    ):
-        client.wait_for_workers(count, timeout=ANSWER_S * max(1, count))
-        yield client
+    with _environment_kept(), dask.config.set(settings):
+        try:
+            cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.WARNING)
+        except (OSError, RuntimeError) as error:
+            raise ClusterError(f"--workers {count} cannot be started on this machine: {causes(error)}") from error
+        with cluster, Client(cluster) as client:
+            client.wait_for_workers(count, timeout=_START_S * count)
+            yield client
 
 
 @contextmanager
@@ -197,25 +216,56 @@ def _silenced(logger: logging.Logger, level: int) -> Iterator[None]:
 
 @contextmanager
 def _join(scheduler: str) -> Iterator[Client]:
-    is_file = Path(scheduler).is_file()
-    if not is_file and (scheduler.endswith(".json") or (":" not in scheduler)):
-        raise ConfigError(
-            f"scheduler {scheduler} is no file; give the one that `dask scheduler --scheduler-file` wrote, or an "
-            "address such as tcp://10.0.0.1:8786"
-        )
-    where = {"scheduler_file": scheduler} if is_file else {"address": scheduler}
+    address = _address(scheduler)
+    _ask(address)
     try:
         with warnings.catch_warnings():
             # `survey.check` says the same of our own packages too, by worker.
             warnings.simplefilter("ignore", VersionMismatchWarning)
-            client = Client(**where, timeout=ANSWER_S)
-    except (OSError, ValueError, KeyError) as error:
+            client = Client(address, timeout=ANSWER_S)
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"no Dask scheduler answers at {scheduler} within {duration(ANSWER_S)}: {causes(error)}; start one "
-            "with `dask scheduler`, or see whether a firewall is between"
+            f"the scheduler at {address} cannot be joined ({causes(error)}); give one such as tcp://10.0.0.1:8786"
         ) from error
     with client:
         yield client
+
+
+def _address(scheduler: str) -> str:
+    """The address itself, or the one in the scheduler's file."""
+    if not Path(scheduler).is_file():
+        if scheduler.endswith(".json") or ":" not in scheduler:
+            raise ConfigError(
+                f"scheduler {scheduler} is no file; give the one that `dask scheduler --scheduler-file` wrote, or an "
+                "address such as tcp://10.0.0.1:8786"
+            )
+        return scheduler
+    try:
+        return str(json.loads(Path(scheduler).read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"scheduler file {scheduler} holds no address; give the one that `dask scheduler --scheduler-file` wrote"
+        ) from error
+
+
+def _ask(address: str) -> None:
+    """ConfigError where no scheduler listens: Dask tries again for as long as it may, and others' silence holds it."""
+    scheme, place = parse_address(address)
+    if scheme not in ("tcp", "tls"):
+        return
+    try:
+        connection = socket.create_connection(parse_host_port(place), timeout=ANSWER_S)
+    except (OSError, ValueError) as error:
+        why = str(error) if isinstance(error, ValueError) else error.strerror or f"silent for {duration(ANSWER_S)}"
+        raise ConfigError(
+            f"no Dask scheduler answers at {address} ({why}); start one with `dask scheduler`, give the address that "
+            "it says at its start, or see whether a firewall is between"
+        ) from error
+    # Either end of a Dask connection begins with a word of its own.
+    with connection, suppress(OSError):
+        if scheme == "tls" or connection.recv(1):
+            return
+    raise ConfigError(f"what listens at {address} is no Dask scheduler; note that its dashboard has another port")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from geodino.bands import BandId
 from geodino.cluster.answers import Answers, errors_that_travel, patience_s, reached
 from geodino.cluster.held import held, register, release
 from geodino.cluster.machines import Machines, cluster_config
-from geodino.cluster.opening import open_client, task_resources
+from geodino.cluster.opening import await_workers, task_resources
 from geodino.cluster.survey import Computer, Needs, checked
 from geodino.compute import Hand, Work
 from geodino.errors import ClusterError, GeodinoError, ModelError
@@ -42,10 +42,11 @@ _FINISH_FIRST = 10
 
 
 @contextmanager
-def on_cluster(machines: Machines, work: Work, model: str, watch: Watch) -> Iterator[OnCluster]:
+def on_cluster(machines: Machines, client: Client, work: Work, model: str, watch: Watch) -> Iterator[OnCluster]:
     """Workers that are fit for a run and hold what they need for it; arguments and errors as `executors.executor`."""
     options = work.plan.options
-    with open_client(machines, watch) as client, ExitStack() as stack:
+    await_workers(machines, client, watch)
+    with ExitStack() as stack:
         with reached(client):
             resources = task_resources(machines, client)
             needs = Needs(options.device, options.precision, resources, work.plan.scenes, work.store)
