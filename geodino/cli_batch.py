@@ -52,8 +52,8 @@ _HELP = {
     "sources": "Imagery of --grid or of a CSV of areas, needed with it: GeoTIFF, folder, STAC Item, catalog or API, "
     "or a config's name, not auto; may be repeated.",
     "model": "A name (`geodino models list`), hub id or folder, not auto; needed where the pipeline's is auto.",
-    "crs": "CRS of the results [default: with --grid, UTM of the AOI for all cells; else the imagery's where it keeps "
-    "metres true, else UTM].",
+    "crs": "CRS of the results [default: the imagery's where it keeps metres true, else UTM; with --grid one for all "
+    "cells, by the imagery in the AOI's middle].",
     "overwrite": "Begin anew: remove all that a batch made in the folder, also one of other settings, and nothing "
     "else. Refused while a process is at work there.",
 }

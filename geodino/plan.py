@@ -216,6 +216,12 @@ def find_imagery(spec: PipelineSpec, area: AOI, options: RunOptions, gsd_m: floa
     return Imagery(scenes, dropped, grid, (*found.warnings, *fitting.warnings, *_stretch_warnings(scenes), *notes))
 
 
+def crs_of_most(scenes: Sequence[Scene]) -> CRS:
+    """What most scenes share, and not the newest one's: next year's flight near a zone's edge must not change it."""
+    shared = Counter(str(by_code(scene.crs)) for scene in scenes)
+    return CRS(min(shared, key=lambda crs: (-shared[crs], crs)))
+
+
 def places_over(geometry: Polygon | MultiPolygon, grid: Grid, tiling: Tiling) -> list[Place]:
     """The places whose support meets the geometry, in lattice order; cheap for parts scattered over a country."""
     candidates: set[Place] = set()
@@ -291,11 +297,7 @@ def _stretch_warnings(scenes: Sequence[Scene]) -> tuple[str, ...]:
 def _grid_crs(area: AOI, options: RunOptions, scenes: Sequence[Scene]) -> CRS:
     lon, lat = area.centre
     if options.crs is None:
-        # What most scenes share, and not the newest one's: near the edge of a zone next year's flight must not
-        # change the lattice.
-        shared = Counter(str(by_code(scene.crs)) for scene in scenes)
-        most = min(shared, key=lambda crs: (-shared[crs], crs))
-        return choose_crs(lon, lat, CRS(most))
+        return choose_crs(lon, lat, crs_of_most(scenes))
     crs = _parsed_crs(options.crs)
     if not is_metric(crs, lon, lat):
         raise ConfigError(

@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.crs import CRS
+from rasterio.warp import transform_bounds
 from source_scenes import make_item, write_catalog, write_scene
 from stac_geoparquet.arrow import parse_stac_items_to_parquet
 from stac_site import serving
@@ -27,6 +29,8 @@ from geodino.batch.listing import scene_jobs
 from geodino.errors import AOIError, ConfigError, ReadError, SourceError
 from geodino.grid import Grid
 from geodino.options import RunOptions
+from geodino.plan import find_imagery
+from geodino.settings import read_pipeline
 from geodino.sources import Search
 from geodino.sources.config import resolve
 from geodino.stores import Store
@@ -263,6 +267,47 @@ def test_all_cells_share_a_crs_that_is_true_to_scale_all_over_the_aoi() -> None:
             grid_of(read_aoi(aoi), crs, 0.6)
     with pytest.raises(ConfigError, match="is not known"):
         grid_of(read_aoi("10,45,10.1,45.1"), "EPSG:1", 0.6)
+
+
+def told_of(aoi: str, out: Path, source: str = "sample", **how: str) -> str:
+    watch = Noting()
+    asked = Asked("canopy", RunOptions(model="nano", sources=(source,), **how), aoi=aoi, grid="200m")  # type: ignore[arg-type]
+    batch = open_batch(asked, Store(str(out)), watch)
+    assert {CRS(str(job.aoi_crs)) for job in batch.jobs} == {CRS(str(batch.options.crs))}
+    return watch.notes[-1].rpartition("cells of ")[2].rstrip(")")
+
+
+def test_cells_lie_in_the_crs_that_one_run_over_the_aoi_would_take(tmp_path: Path) -> None:
+    options = RunOptions(model="nano", sources=("sample",))
+    plan = find_imagery(read_pipeline("canopy"), read_aoi("sample:autzen"), options, 0.6)
+    assert str(plan.grid.crs) == "EPSG:26910"
+    # NAD83 and not the AOI's own zone of WGS 84, which would move every pixel.
+    assert told_of("sample:autzen", tmp_path / "own") == "199.8 m in EPSG:26910, the imagery's"
+    assert told_of("sample:autzen", tmp_path / "asked", crs="EPSG:32610") == "199.8 m in EPSG:32610"
+
+
+def test_without_imagery_in_its_middle_or_none_in_metres_an_aoi_has_cells_in_its_zone(tmp_path: Path) -> None:
+    wanted = "199.8 m in EPSG:32631, the UTM zone, as no imagery was found in the AOI's middle"
+    assert told_of("3,50,3.01,50.01", tmp_path / "nowhere") == wanted
+    write_scene(tmp_path / "a.tif")
+    with rasterio.open(tmp_path / "a.tif", "r+") as raster:
+        raster.crs = "EPSG:3857"
+        west, south, east, north = transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
+    told = told_of(f"{west},{south},{east},{north}", tmp_path / "web", str(tmp_path / "a.tif"))
+    assert told.endswith("the UTM zone, as the imagery's EPSG:3857 is not true to scale all over the AOI")
+
+
+def test_who_joins_a_batch_of_cells_need_not_reach_its_imagery(tmp_path: Path) -> None:
+    write_scene(tmp_path / "a.tif")
+    with rasterio.open(tmp_path / "a.tif") as raster:
+        bounds = transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
+    options = RunOptions(model="nano", sources=(str(tmp_path / "a.tif"),))
+    asked = Asked("canopy", options, aoi=",".join(map(str, bounds)), grid="200m")
+    first = open_batch(asked, Store(str(tmp_path / "out")), Silent())
+    (tmp_path / "a.tif").write_bytes(b"")
+    assert open_batch(asked, Store(str(tmp_path / "out")), Silent()).jobs == first.jobs
+    with pytest.raises(ReadError):
+        open_batch(asked, Store(str(tmp_path / "other")), Silent())
 
 
 @pytest.mark.parametrize(

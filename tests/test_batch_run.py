@@ -306,7 +306,7 @@ def test_the_help_promises_no_default_that_a_batch_refuses() -> None:
     said, of_run = (" ".join(CliRunner().invoke(cli, [name, "--help"]).output.split()) for name in ("batch", "run"))
     for promised in ("[default: auto, the sample", "hub id or folder [default: the pipeline's]"):
         assert promised in of_run and promised not in said
-    assert "with --grid, UTM of the AOI for all cells" in said and "UTM of the AOI for all" not in of_run
+    assert "with --grid one for all cells" in said and "one for all cells" not in of_run
 
 
 def test_ctrl_c_gives_back_what_was_under_way(scenes: Path, tiny_model: Path, tmp_path: Path) -> None:

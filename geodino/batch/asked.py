@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from geodino.aoi import AOI, read_aoi
 from geodino.batch.areas import area_jobs
-from geodino.batch.cells import cell_side, cells, grid_of, read_side
+from geodino.batch.cells import cell_side, cells, grid_of, imagery_crs, read_side
 from geodino.batch.jobs import Job, add_jobs, in_order, read_jobs, unknown, write_jobs
 from geodino.batch.leases import Pulses
 from geodino.batch.listing import Listing, scene_jobs
@@ -84,6 +84,7 @@ class _Settled:
     catalog: str | None
     grid: Grid | None = None
     side_px: int = 0
+    grid_note: str = ""
 
 
 def open_batch(asked: Asked, store: Store, watch: Watch) -> Batch:
@@ -96,7 +97,7 @@ def open_batch(asked: Asked, store: Store, watch: Watch) -> Batch:
     InputError, ReadError, ModelError, OutputError
         As a single run's, before any of them begins.
     """
-    settled = _settle(asked)
+    settled = _settle(asked, store)
     settings = _settings(settled)
     manifest = None if asked.options.overwrite else read_manifest(store)
     if manifest is None:
@@ -111,7 +112,7 @@ def open_batch(asked: Asked, store: Store, watch: Watch) -> Batch:
 
 def look_ahead(asked: Asked, store: Store, watch: Watch) -> tuple[Batch, int]:
     """The batch as `open_batch` would open it, and how many of its jobs are new; touches nothing."""
-    settled = _settle(asked)
+    settled = _settle(asked, store)
     settings = _settings(settled)
     store.reach()
     manifest = None if asked.options.overwrite else read_manifest(store)
@@ -155,7 +156,7 @@ def _config(catalog: str | None) -> SourceConfig | None:
     return config if any((config.asset, config.bands, config.sign, config.mask)) else None
 
 
-def _settle(asked: Asked) -> _Settled:
+def _settle(asked: Asked, store: Store) -> _Settled:
     spec = read_pipeline(asked.pipeline)
     options = replace(asked.options, model=_model(asked.options.model or spec.model))
     if asked.lease_s < LEAST_LEASE_S:
@@ -165,7 +166,7 @@ def _settle(asked: Asked) -> _Settled:
     if asked.aoi is not None:
         aoi = read_aoi(asked.aoi, layer=options.aoi_layer, crs=options.aoi_crs, repair=options.repair_aoi)
     if asked.grid is not None:
-        return _settle_grid(asked, spec, options, aoi)
+        return _settle_grid(asked, spec, options, aoi, store)
     if asked.catalog is None:
         raise ConfigError("give --catalog, of scenes or of areas, or --grid with --aoi")
     catalog = _absolute(asked.catalog)
@@ -177,7 +178,7 @@ def _settle(asked: Asked) -> _Settled:
     return _Settled("scenes", spec, replace(options, sources=(), aoi_crs=None), aoi, catalog)
 
 
-def _settle_grid(asked: Asked, spec: PipelineSpec, options: RunOptions, aoi: AOI | None) -> _Settled:
+def _settle_grid(asked: Asked, spec: PipelineSpec, options: RunOptions, aoi: AOI | None, store: Store) -> _Settled:
     assert asked.grid is not None
     model = str(options.model)
     if aoi is None:
@@ -187,16 +188,31 @@ def _settle_grid(asked: Asked, spec: PipelineSpec, options: RunOptions, aoi: AOI
             "harmonised scenes look different from cell to cell, which would show at every seam; "
             "give --harmonise none, or one run over the whole AOI"
         )
-    if asked.catalog is not None:
-        options = replace(options, sources=(asked.catalog,))
+    options = _with_sources(options if asked.catalog is None else replace(options, sources=(asked.catalog,)))
     facts = facts_of(model, "height" if products_of(spec, model).maps else "trees")
     if facts.gsd_m is None and isinstance(spec.gsd_m, str):
         raise ConfigError(f"model {model} does not say its metres a pixel; give gsd_m in the pipeline")
-    grid = grid_of(aoi, options.crs, spec.gsd(facts.gsd_m or 0.0))
+    gsd_m, side_m = spec.gsd(facts.gsd_m or 0.0), read_side(asked.grid)
     coarse_m = None if spec.trees is None else spec.trees.density_cell_m
-    side_px = cell_side(read_side(asked.grid), grid.gsd, coarse_m)
-    options = replace(_with_sources(options), crs=str(grid.crs), aoi_layer=None, aoi_crs=None)
-    return _Settled("grid", spec, options, aoi, None, grid, side_px)
+    side_px, crs, imagery = cell_side(side_m, gsd_m, coarse_m), options.crs or _crs_begun_with(asked, store), None
+    if crs is None:
+        imagery = imagery_crs(aoi, side_m, options.sources, _search(spec, options))
+    grid = grid_of(aoi, crs, gsd_m, imagery)
+    note = ""
+    if imagery is not None:
+        own = f"the UTM zone, as the imagery's {imagery} is not true to scale all over the AOI"
+        note = ", the imagery's" if imagery == grid.crs else f", {own}"
+    elif crs is None:
+        note = ", the UTM zone, as no imagery was found in the AOI's middle"
+    options = replace(options, crs=str(grid.crs), aoi_layer=None, aoi_crs=None)
+    return _Settled("grid", spec, options, aoi, None, grid, side_px, note)
+
+
+def _crs_begun_with(asked: Asked, store: Store) -> str | None:
+    """The CRS of the cells of the batch that is there: who joins it need not ask the imagery again."""
+    manifest = None if asked.options.overwrite else read_manifest(store)
+    grid = None if manifest is None else manifest.settings["grid"]
+    return str(grid["crs"]) if isinstance(grid, dict) else None
 
 
 def _settings(settled: _Settled) -> dict[str, JsonValue]:
@@ -281,7 +297,11 @@ def _list(settled: _Settled) -> Listing:
     assert settled.catalog is not None
     if settled.kind == "areas":
         return Listing(area_jobs(settled.catalog, crs=options.aoi_crs, repair=options.repair_aoi))
-    search = Search(
+    return scene_jobs(resolve(settled.catalog), _search(spec, options), settled.aoi)
+
+
+def _search(spec: PipelineSpec, options: RunOptions) -> Search:
+    return Search(
         collections=options.collections,
         datetime=options.datetime,
         max_cloud=spec.max_cloud_percent if options.max_cloud is None else options.max_cloud,
@@ -289,13 +309,12 @@ def _list(settled: _Settled) -> Listing:
         bands=options.bands,
         radiometry=options.radiometry or spec.radiometry,
     )
-    return scene_jobs(resolve(settled.catalog), search, settled.aoi)
 
 
 def _words(settled: _Settled) -> str:
     if settled.grid is None:
         return {"scenes": "a scene each", "areas": "an area each"}[settled.kind]
-    return f"cells of {settled.side_px * settled.grid.gsd:,.10g} m in {settled.grid.crs}"
+    return f"cells of {settled.side_px * settled.grid.gsd:,.10g} m in {settled.grid.crs}{settled.grid_note}"
 
 
 def _model(name: str) -> str:

@@ -6,7 +6,9 @@ two neighbours say fits together without a seam (the windows hang on the same or
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd
 
@@ -15,14 +17,18 @@ import shapely
 from odc.geo.crs import CRS
 from pyproj.exceptions import CRSError
 
-from geodino.aoi import AOI
+from geodino.aoi import AOI, read_aoi
 from geodino.batch.jobs import Job
 from geodino.errors import ConfigError
 from geodino.grid import Grid, is_metric, utm_crs
-from geodino.polygons import joined, polygons
+from geodino.plan import crs_of_most
+from geodino.polygons import joined, polygons, wrapped
+from geodino.sources import Search, find_scenes
 
 # A million receipts are a million objects to list; beyond, cells are too small to be worth a run each.
 MOST_CELLS = 1_000_000
+# Of latitude, on a sphere: how large the middle is that is asked for imagery does not matter to the metre.
+METRES_A_DEGREE = 111_320
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(km|m)")
 
 
@@ -61,8 +67,32 @@ def cell_side(side_m: float, gsd_m: float, coarse_m: float | None) -> int:
     return int(max(round(Fraction(str(side_m)) / shared), 1) * shared / pixel)
 
 
-def grid_of(aoi: AOI, crs: str | None, gsd_m: float) -> Grid:
-    """The pixels that all cells share: in the CRS that is asked for, else in the UTM zone of the AOI's centre.
+def imagery_crs(aoi: AOI, side_m: float, sources: Sequence[str], search: Search) -> CRS | None:
+    """The CRS of most scenes over the AOI, or over one cell's worth in its middle where it is larger; None: of none.
+
+    To ask for all scenes of a large AOI would open thousands of files.
+
+    Raises
+    ------
+    SourceError, ReadError, ConfigError
+        As a single run's.
+    """
+    point = max(shapely.get_parts(aoi.lonlat), key=lambda part: part.area).representative_point()
+    tall = side_m / METRES_A_DEGREE
+    wide = tall / math.cos(math.radians(point.y))
+    middle = shapely.box(point.x - wide / 2, point.y - tall / 2, point.x + wide / 2, point.y + tall / 2)
+    within = joined(polygons(shapely.intersection(aoi.lonlat, middle)))
+    scenes = find_scenes(sources, aoi=read_aoi(shapely.to_wkt(within, rounding_precision=-1)), search=search).scenes
+    return crs_of_most(scenes) if scenes else None
+
+
+def grid_of(aoi: AOI, crs: str | None, gsd_m: float, imagery: CRS | None = None) -> Grid:
+    """The pixels that all cells share: in the CRS that is asked for, else the imagery's, else the AOI's UTM zone.
+
+    Parameters
+    ----------
+    imagery
+        As `imagery_crs` finds it; taken where it is true to scale all over the AOI.
 
     Raises
     ------
@@ -73,14 +103,22 @@ def grid_of(aoi: AOI, crs: str | None, gsd_m: float) -> Grid:
         chosen = utm_crs(*aoi.centre) if crs is None else CRS(crs)
     except CRSError as error:
         raise ConfigError(f"CRS {crs} is not known; give a code such as EPSG:32610") from error
-    corners = shapely.get_coordinates(shapely.convex_hull(aoi.lonlat))
-    for lon, lat in [aoi.centre, *corners.tolist()]:
-        if not is_metric(chosen, (lon + 180) % 360 - 180, lat):
-            raise ConfigError(
-                f"CRS {chosen} is not true to scale in metres at ({lon:.4f}, {lat:.4f}) of the AOI, and all cells must "
-                "share one; give a national grid that is with --crs, or a batch for each part of the AOI"
-            )
+    if crs is None and imagery is not None and _bent(aoi, imagery) is None:
+        return Grid(imagery, gsd_m)
+    bent = _bent(aoi, chosen)
+    if bent is not None:
+        raise ConfigError(
+            f"CRS {chosen} is not true to scale in metres at ({bent[0]:.4f}, {bent[1]:.4f}) of the AOI, and all cells "
+            "must share one; give a national grid that is with --crs, or a batch for each part of the AOI"
+        )
     return Grid(chosen, gsd_m)
+
+
+def _bent(aoi: AOI, crs: CRS) -> tuple[float, float] | None:
+    """A point of the AOI, lon and lat, where the CRS is not true to scale in metres."""
+    corners = shapely.get_coordinates(shapely.convex_hull(aoi.lonlat)).tolist()
+    points = [(wrapped(lon), lat) for lon, lat in [aoi.centre, *corners]]
+    return next((point for point in points if not is_metric(crs, *point)), None)
 
 
 def cells(aoi: AOI, grid: Grid, side_px: int) -> list[Job]:
