@@ -44,7 +44,6 @@ Floats = npt.NDArray[np.float32]
 
 # What trees are found on; its density is not staged, because trees are counted where they stand.
 HEAT = ("heat", "right", "down")
-KINDS = ("maps", "ground", "heat")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Work:
 
     @cached_property
     def layouts(self) -> Mapping[str, Layout]:
-        """The staged rasters, of KINDS.
+        """The staged rasters by their kind.
 
         `maps` holds height and spread within the AOI, if the model says anything of heights, and the number of the
         scene that gave the pixel. Where trees are found, `ground` is the same of the AOI and around it; and `heat`, on

@@ -88,8 +88,7 @@ def settle(store: Store, new: Mapping[str, JsonValue], *, resume: bool) -> bool:
             "Give --no-resume to begin anew, what it was begun with to go on, or another --out"
         )
     # Not all that is there: workers that join are looked over by an object of their own.
-    for entry in list(store.entries(BANDS)):
-        store.delete(entry.key)
+    store.below(BANDS.rstrip("/")).clear()
     store.put(NAME, json.dumps(new, indent=1).encode())
     return False
 

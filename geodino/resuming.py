@@ -45,7 +45,7 @@ def kept_for_later(store: Store, watch: Watch) -> Iterator[None]:
         # Other imagery would be another run.
         store.clear()
         raise
-    except BaseException:
+    except BaseException:  # Ctrl-C and being ended among them.
         # A disk or store that refuses has said so already.
         with suppress(OutputError):
             if any(True for _ in store.entries(BANDS)):

@@ -333,11 +333,10 @@ def read_chips(
             found = pending.popleft().result()
             pending.extend(readers.submit(read, place) for place in islice(ahead, 1))
             yield found
-    except BaseException:
-        # Whoever asked is gone; a read that waits for a server must not hold them up for minutes.
-        source.stop()
-        raise
     finally:
+        if pending:
+            # Whoever asked is gone; a read that waits for a server must not hold them up for minutes.
+            source.stop()
         for read_ahead in pending:
             read_ahead.cancel()
         wait(pending)
