@@ -30,7 +30,7 @@ class Summary:
     scenes
         How many different ones were used.
     mapped_ha, own_ha
-        Hectares of all jobs' maps, and without the ground that an earlier job has mapped already.
+        Hectares of all jobs' maps, and the ground of several jobs once.
     trees
         Each once; None where they were not looked for.
     bounds_lonlat

@@ -1,4 +1,4 @@
-"""Two tables of a batch: the statistics of all jobs as one, and what each job mapped and adds to those before it."""
+"""Two tables of a batch: the statistics of all jobs as one, and what each job mapped and adds to the others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _JOBS = pa.schema(
 
 
 class JobTable:
-    """The table of jobs, `own` being what is left where earlier jobs' ground is taken away; a context manager."""
+    """The table of jobs, `own` being what is left without ground that is another's; a context manager."""
 
     def __init__(self, path: Path) -> None:
         self._writer = pq.ParquetWriter(path, _JOBS, compression="zstd")
