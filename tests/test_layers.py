@@ -35,7 +35,14 @@ LAYERS = [
     {"geodino.crowns", "geodino.treetops"},
     {"geodino.models"},
     {"geodino.training", "geodino.evaluation", "geodino.zonal"},
-    {"geodino.plan", "geodino.products", "geodino.estimate", "geodino.quicklook", "geodino.provenance"},
+    {
+        "geodino.plan",
+        "geodino.products",
+        "geodino.estimate",
+        "geodino.sheet",
+        "geodino.quicklook",
+        "geodino.provenance",
+    },
     {
         "geodino.unfinished",
         "geodino.progress",

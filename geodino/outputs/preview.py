@@ -20,11 +20,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import Transform
 
+from geodino.grid import Window
+
 DOTS_PER_INCH = 100
 LARGEST_WIDTH = 16.0
 MARGIN, GAP, HEADER_LINE, FOOTER = 0.4, 0.35, 0.24, 1.0
 LETTERS_PER_INCH = 12.5  # of 9.5 pt DejaVu Sans, wide ones counted in
 NARROWEST_WIDTH = 7.6  # the legend needs as much
+WHERE_WIDTH, WHERE_HEIGHT = 4.2, 3.4  # of the map of areas and what is around it
+MOST_NAMES = 60  # on that map, readable
 
 # Sand to forest to night. Perceptually uniform: CIELAB lightness falls from 94 to 17, and 256 steps differ by 0.49 to
 # 0.74 (CIE76). Never grey, which is nodata.
@@ -35,6 +39,25 @@ HEIGHT_COLOURS = LinearSegmentedColormap.from_list(
 TREE_COLOUR = "#ff2fd0"
 NODATA_FACE, NODATA_HATCH = "#dedede", "#b4b4b4"
 INK, FAINT, ALARM = "#1c1c1c", "#5c5c5c", "#a8320a"
+
+
+@dataclass(frozen=True)
+class Area:
+    """One of several areas that are drawn side by side.
+
+    Attributes
+    ----------
+    part
+        Its pixels of the picture.
+    name
+        Drawn in its corner and on the map of where they lie; may be empty.
+    middle
+        Metres east and north of wherever.
+    """
+
+    part: Window
+    name: str
+    middle: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,8 @@ class Preview:
         Trees drawn on the image, (N, 2), as (col, row) of these arrays; None: none were looked for.
     trees_note
         What is said of them, such as their number.
+    areas
+        What the picture is put together from, drawn with a map of where it lies; empty where the picture is one.
     """
 
     rgb: npt.NDArray[np.float32]
@@ -76,6 +101,7 @@ class Preview:
     outlines: tuple[npt.NDArray[np.float64], ...] = ()
     trees: npt.NDArray[np.float64] | None = None
     trees_note: str = "trees"
+    areas: tuple[Area, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,8 +133,9 @@ class _Layout:
 def render_preview(preview: Preview, path: Path) -> None:
     """Draw the preview as a PNG of at most 1600 pixels across."""
     layout = _lay_out(*preview.valid.shape)
-    lines = _wrapped(preview, layout.figure[0])
-    layout = replace(layout, header=1.0 + HEADER_LINE * len(lines))
+    room = layout.figure[0] - (WHERE_WIDTH if preview.areas else 0)
+    lines = _wrapped(preview, room)
+    layout = replace(layout, header=max(1.0 + HEADER_LINE * len(lines), WHERE_HEIGHT if preview.areas else 0))
     width, height = layout.figure
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
     photo = np.dstack([np.moveaxis(np.nan_to_num(preview.rgb), 0, -1).clip(0, 1), preview.valid])
@@ -126,11 +153,13 @@ def render_preview(preview: Preview, path: Path) -> None:
         panels[0] = (f"image, {preview.trees_note}", photo)
     for index, (label, picture) in enumerate(panels):
         axes = _axes(figure, layout.panel(index))
-        _draw_panel(axes, label, picture)
+        _draw_panel(axes, label, picture, preview.areas)
         _draw_outlines(axes, preview)
         if not index and preview.trees is not None:
             _draw_trees(axes, preview.trees, layout.panel_width * DOTS_PER_INCH / preview.valid.shape[1])
     _write_header(figure, preview.title, lines)
+    if preview.areas:
+        _draw_where(figure, preview.areas)
     _draw_legend(figure, colours, preview.gsd_m * preview.valid.shape[1] / layout.panel_width, extend=extend)
     # No software entry: the same run gives the same bytes.
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
@@ -164,15 +193,57 @@ def _axes(figure: Figure, inches: tuple[float, float, float, float]) -> Axes:
     return figure.add_axes((left / width, bottom / height, across / width, up / height))
 
 
-def _draw_panel(axes: Axes, label: str, picture: npt.NDArray[np.float64]) -> None:
-    axes.add_patch(_nodata_sign(0, 0, 1, 1, axes.transAxes))
+def _draw_panel(axes: Axes, label: str, picture: npt.NDArray[np.float64], areas: tuple[Area, ...]) -> None:
+    if not areas:
+        axes.add_patch(_nodata_sign(0, 0, 1, 1, axes.transAxes))
+    for area in areas:
+        corner, shape = (area.part.col - 0.5, area.part.row - 0.5), area.part.shape
+        axes.add_patch(_nodata_sign(*corner, shape[1], shape[0], axes.transData))
+        axes.add_patch(
+            Rectangle(corner, shape[1], shape[0], fill=False, edgecolor=FAINT, linewidth=0.6, zorder=3, clip_on=False)
+        )
+        _write_name(axes, area.name, corner)
     enlarged = axes.get_window_extent().width > picture.shape[1]
     axes.imshow(picture, interpolation="nearest" if enlarged else "antialiased", aspect="auto", zorder=2)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(label, loc="left", fontsize=10, color=INK, pad=4)
     for spine in axes.spines.values():
-        spine.set(color=FAINT, linewidth=0.6)
+        spine.set(color=FAINT, linewidth=0.6, visible=not areas)
+
+
+def _write_name(axes: Axes, name: str, corner: tuple[float, float]) -> None:
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    text = axes.text(*corner, name, fontsize=7, color=INK, ha="left", va="top", zorder=5)
+    if name:
+        text.set_bbox(paper)
+
+
+def _draw_where(figure: Figure, areas: tuple[Area, ...]) -> None:
+    """A small map of where the areas lie, at the top right."""
+    width, height = figure.get_size_inches()
+    places = np.array([area.middle for area in areas])
+    east, north = np.maximum(np.ptp(places, axis=0), 1.0)
+    inches = min((WHERE_WIDTH - 2 * MARGIN) / east, (WHERE_HEIGHT - 0.9) / north)
+    across, up = max(east * inches, 0.2), max(north * inches, 0.2)
+    axes = _axes(figure, (width - MARGIN - 0.15 - across, height - 0.5 - up, across, up))
+    axes.scatter(places[:, 0], places[:, 1], 9, marker="s", color=INK, linewidths=0, clip_on=False)
+    for area in areas if len(areas) <= MOST_NAMES else ():
+        axes.annotate(area.name, area.middle, (2.5, 1), textcoords="offset points", fontsize=6, color=FAINT)
+    axes.set(
+        xlim=(places[:, 0].min(), places[:, 0].min() + east), ylim=(places[:, 1].min(), places[:, 1].min() + north)
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    far = max(east, north)
+    said = (
+        f"where they lie: {far / 1000:.3g} km from end to end"
+        if far >= 1000
+        else f"where they lie: {far:.3g} m from end to end"
+    )
+    figure.text(1 - MARGIN / width, 1 - 0.28 / height, said, fontsize=9.5, color=FAINT, ha="right", va="top")
 
 
 def _wrapped(preview: Preview, width: float) -> list[tuple[str, str, str]]:
