@@ -225,6 +225,9 @@ class AOIMask:
 
     def __call__(self, window: Window) -> npt.NDArray[np.bool_]:
         """Bool, shape (H, W) of the window; the caller's own."""
+        # Cheap where no part is near: of areas scattered over a state nearly everywhere.
+        if not self._parts.query(shapely.box(*self.grid.bounds(window))).size:
+            return np.zeros(window.shape, np.bool_)
         # Even-odd counting along rows. GDAL's rasterize works in pixels of the window, so a centre near an edge may
         # change sides with the window; here every number is a function of the edge and the grid's row.
         first, last, northern, slope = self._edges.crossing(window)
@@ -245,6 +248,10 @@ class AOIMask:
 
     def __reduce__(self) -> tuple[type[AOIMask], tuple[Polygon | MultiPolygon, Grid]]:
         return AOIMask, (self.geometry, self.grid)  # The edges are five times as large and soon made again.
+
+    @cached_property
+    def _parts(self) -> shapely.STRtree:
+        return shapely.STRtree(shapely.get_parts(self.geometry))
 
     @cached_property
     def _edges(self) -> Edges:

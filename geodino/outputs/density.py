@@ -232,9 +232,12 @@ def _wanted_areas(surface: Surface, band: str, wanted: Wanted | None, cells: Gri
     """Square metres looked at of coarse cells, in pieces that add up."""
     down, right = _axes(surface, cells)
     for window in surface.extent.blocks(_READ):
+        asked = None if wanted is None else wanted(window)
+        if asked is not None and not asked.any():
+            continue
         known = np.isfinite(surface.read(window, (band,))[0])
-        if wanted is not None:
-            known &= wanted(window)
+        if asked is not None:
+            known &= asked
         if known.any():
             rows = down.overlaps(window.row, window.row_stop)
             cols = right.overlaps(window.col, window.col_stop)
