@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
+from textwrap import shorten
+from threading import Lock
 from typing import Any
 
 import rasterio
@@ -17,7 +19,7 @@ import rasterio
 from geodino import __version__
 from geodino.aoi import AOIMask
 from geodino.models.as_run import ModelAsRun
-from geodino.outputs.cog import CogProfile, stage_to_cog
+from geodino.outputs.cog import COG_STEPS, CogProfile, stage_to_cog
 from geodino.outputs.density import density_writer
 from geodino.outputs.folder import OutputFolder
 from geodino.outputs.pmtiles import write_pmtiles
@@ -45,14 +47,15 @@ from geodino.products import (
 )
 from geodino.provenance import file_record, provenance_tags, scene_records
 from geodino.quicklook import PREVIEW_FAULTS, draw_preview
+from geodino.redaction import without_secrets
 from geodino.settings import TreesSpec
 from geodino.sources import Scene
-from geodino.sources.raster import LOCAL_OPTIONS, causes
+from geodino.sources.raster import LOCAL_OPTIONS
 from geodino.sources.scene import Facts
 from geodino.stages import Stages
 from geodino.surface import RasterSurface, Surface
-from geodino.trees import BLOCK, Trees, looked_up, trees_on_heat
-from geodino.treetops import trees_on_height
+from geodino.trees import BLOCK, Trees, heat_trees, looked_up
+from geodino.treetops import height_trees
 from geodino.watch import Watch
 from geodino.zonal.ground import Layers
 from geodino.zonal.statistics import zone_statistics
@@ -60,6 +63,9 @@ from geodino.zonal.sums import Settings
 from geodino.zonal.zones import zones_of
 
 logger = logging.getLogger(__name__)
+
+# Letters of why there is no preview: a path and a reason.
+_LONGEST_CAUSE = 240
 
 
 @dataclass(frozen=True)
@@ -97,33 +103,57 @@ def write_results(
         The disk refuses, or does not hold what was written.
     """
     tags = provenance_tags(plan, model)
-    files: list[FileRecord] = []
+    names, steps = products.maps, _Steps(watch)
     # Side by side, because compressing and checking are a fifth of a run with a small model.
-    with ThreadPoolExecutor(max(len(products.maps), 1), thread_name_prefix="geodino-write") as pool:
-        maps = [pool.submit(_write_map, stages, plan, band, name, folder, tags) for band, name in products.maps.items()]
+    with ThreadPoolExecutor(max(len(names), 1), thread_name_prefix="geodino-write") as pool:
+        maps = [pool.submit(_write_map, stages, plan, band, name, folder, tags, steps) for band, name in names.items()]
         found, trees = _write_trees(stages, plan, products, model, folder, numbered, tags, mapped_ha, watch)
-        watch.begin("writing", len(maps) + 1)
-        files += [_waited(future, watch, number) for number, future in enumerate(maps[:1], start=1)]
-        # Of the heights, while their spread is still being compressed.
-        left_out = _draw(plan, products, model, folder, watch)
-        files += [_waited(future, watch, number) for number, future in enumerate(maps[1:], start=2)]
+        steps.begin("maps", len(maps) * COG_STEPS)
+        files = [future.result() for future in maps]
     files += found
+    watch.begin("scenes", 1)
     files += _write_scenes(stages, plan, folder, numbered, tags)
+    watch.advance(1)
     tables, notes = _write_statistics(stages, plan, products, folder, watch)
     files += tables
+    watch.begin("preview", 1)
+    left_out = _draw(plan, products, model, folder, watch)
     if not left_out:
         files.append(file_record(folder.staging(PREVIEW), PREVIEW))
-    watch.advance(len(maps) + 1)
+    watch.advance(1)
     return Results(tuple(files), trees, (*notes, *left_out))
 
 
+class _Steps:
+    """Counts what several threads do, and tells of it once somebody begins a stage of it."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._lock = watch, Lock()
+        self._done, self._begun = 0, False
+
+    def begin(self, title: str, total: int) -> None:
+        with self._lock:
+            self._begun = total > 0
+            if self._begun:
+                self._watch.begin(title, total)
+                self._watch.advance(self._done)
+
+    def step(self) -> None:
+        with self._lock:
+            self._done += 1
+            if self._begun:
+                self._watch.advance(self._done)
+
+
 def _write_map(
-    stages: Stages, plan: Plan, band: str, name: str, folder: OutputFolder, tags: dict[str, str]
+    stages: Stages, plan: Plan, band: str, name: str, folder: OutputFolder, tags: dict[str, str], steps: _Steps
 ) -> FileRecord:
     profile = CogProfile(name.removesuffix(".tif"), "m", tags)
     # GDAL's options belong to a thread.
     with rasterio.Env(**LOCAL_OPTIONS):
-        receipt = stage_to_cog(stages.maps, band, folder.staging(name), clip=plan.extent, profile=profile)
+        receipt = stage_to_cog(
+            stages.maps, band, folder.staging(name), clip=plan.extent, profile=profile, told=steps.step
+        )
     return FileRecord(name, receipt.sha256, receipt.size_bytes, StatisticsRecord.of(receipt.census))
 
 
@@ -139,12 +169,6 @@ def _write_scenes(
     )
     style = scene_style([scene_label(entry) for entry in table])
     return [FileRecord(SCENE, made.sha256, made.size_bytes), _text(folder, SCENE_STYLE, style)]
-
-
-def _waited(future: Future[FileRecord], watch: Watch, number: int) -> FileRecord:
-    record = future.result()
-    watch.advance(number)
-    return record
 
 
 def _write_trees(
@@ -221,16 +245,15 @@ def _found(
     wanted: AOIMask,
     watch: Watch,
 ) -> Iterator[Trees]:
-    """The trees of the AOI, block by block."""
+    """The trees of the AOI, block by block of those that it meets."""
     owned = surface.grid.window_over(plan.grid.bounds(plan.extent))
-    watch.begin("trees", sum(1 for _ in owned.blocks(BLOCK)))
-    if products.find_on == "heat":
-        batches = trees_on_heat(surface, heat_settings(spec, model), owned=owned, wanted=wanted)
-        batches = (looked_up(batch, ground) for batch in batches)
-    else:
-        batches = trees_on_height(surface, height_settings(spec), owned=owned, wanted=wanted)
-    for done, batch in enumerate(batches, start=1):
-        yield batch
+    blocks = [block for block in owned.blocks(BLOCK) if wanted(block).any()]
+    watch.begin("trees", len(blocks))
+    for done, block in enumerate(blocks, start=1):
+        if products.find_on == "heat":
+            yield looked_up(heat_trees(surface, heat_settings(spec, model), block, wanted=wanted), ground)
+        else:
+            yield height_trees(surface, height_settings(spec), block, wanted=wanted)
         watch.advance(done)
 
 
@@ -269,9 +292,9 @@ def _write_statistics(
     )
     settings = Settings(cover_m=spec.cover_m, least_valid_percent=spec.least_valid_percent)
     zones = zones_of(plan.aoi)
-    found = zone_statistics(layers, zones, settings=settings)
-    # Under the names that the files will have.
-    said = {"version": __version__, **names, "zones": plan.aoi.origin, "settings": asdict(settings)}
+    found = zone_statistics(layers, zones, settings=settings, watch=watch)
+    # Under the names that the files will have; of the AOI's path the name, so that equal runs make equal files.
+    said = {"version": __version__, **names, "zones": Path(plan.aoi.origin).name, "settings": asdict(settings)}
     found = replace(found, provenance={"geodino": json.dumps(said)})
     found.write(folder.staging(STATISTICS), folder.staging(STATISTICS_CSV))
     # What was mended of the AOI was said when it was read.
@@ -293,7 +316,9 @@ def _draw(plan: Plan, products: Products, model: ModelAsRun, folder: OutputFolde
     except PREVIEW_FAULTS as error:
         logger.info("%s cannot be drawn", PREVIEW, exc_info=True)
         folder.discard(PREVIEW)
-        sentence = f"{PREVIEW} cannot be drawn and is left out: {causes(error)}"
+        # Errors name what caused them; all of the chain would say everything twice.
+        why = shorten(without_secrets(str(error) or type(error).__name__), _LONGEST_CAUSE, placeholder=" ...")
+        sentence = f"{PREVIEW} cannot be drawn and is left out, all else is whole: {why}; run with -v to see more"
         watch.warn(sentence)
         return (sentence,)
     return ()

@@ -200,7 +200,7 @@ def test_a_preview_that_fails_is_left_out_and_ends_no_run(
 
     class Saboteur(Silent):
         def begin(self, title: str, total: int) -> None:
-            if title == "writing" and cause == "imagery":
+            if title == "preview" and cause == "imagery":
                 mine.unlink()
 
         def warn(self, sentence: str) -> None:
@@ -218,7 +218,8 @@ def test_a_preview_that_fails_is_left_out_and_ends_no_run(
     assert {path.name for path in out.iterdir()} - {".lock"} == NAMES - {"preview.png"}
     assert {file.name for file in record.outputs} == NAMES - {"preview.png", "run.json"}
     (sentence,) = warned
-    assert sentence.startswith("preview.png cannot be drawn and is left out: ")
+    assert sentence.startswith("preview.png cannot be drawn and is left out, all else is whole: ")
+    assert sentence.endswith("; run with -v to see more") and len(sentence) < 350
     assert ("mine.tif" if cause == "imagery" else "no font at all") in sentence
     assert read_record(out / "run.json").warnings[-1] == sentence
     item = json.loads((out / "item.json").read_text())

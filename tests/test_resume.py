@@ -113,7 +113,7 @@ def test_a_run_that_was_cut_before_its_results_computes_nothing_again(
 ) -> None:
     class CutLater(Silent):
         def begin(self, title: str, total: int) -> None:
-            if title == "writing":
+            if title == "maps":
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -298,7 +298,7 @@ def test_the_bands_that_a_hole_touched_are_finished_again_when_it_is_filled(
 
     class CutLater(Silent):
         def begin(self, title: str, total: int) -> None:
-            if title == "writing":
+            if title == "maps":
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

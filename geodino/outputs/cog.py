@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -31,6 +31,9 @@ from geodino.outputs.folder import require_free, scratch_file, whole_file
 from geodino.outputs.levels import BLOCK as BLOCK
 from geodino.outputs.levels import Kind, Said, Source, Values, describe, scattered, stored_blocks, write_levels
 from geodino.outputs.stage import GDAL_ERRORS, NODATA, QUANTUM, Stage, StagedRaster, open_geotiff
+
+COG_STEPS = 3
+"""How often `stage_to_cog` tells that it has come farther: looked, packed, compared."""
 
 MIN_BLOCK = 128  # the least that GDAL's COG driver takes
 _STRIP_PX = 32_768  # of 512 rows, 64 MiB
@@ -102,7 +105,15 @@ class CogReceipt:
     census: Census
 
 
-def stage_to_cog(stage: Stage, name: str, target: Path, *, clip: Window, profile: CogProfile) -> CogReceipt:
+def stage_to_cog(
+    stage: Stage,
+    name: str,
+    target: Path,
+    *,
+    clip: Window,
+    profile: CogProfile,
+    told: Callable[[], None] = lambda: None,
+) -> CogReceipt:
     """Turn one band of a closed stage into a COG, read it back, and only then give it its name.
 
     Parameters
@@ -115,6 +126,8 @@ def stage_to_cog(stage: Stage, name: str, target: Path, *, clip: Window, profile
         Replaced atomically where it exists.
     clip
         The part to keep, on the stage's grid, inside its extent.
+    told
+        Is called after each of COG_STEPS steps.
 
     Raises
     ------
@@ -132,6 +145,7 @@ def stage_to_cog(stage: Stage, name: str, target: Path, *, clip: Window, profile
     try:
         with open_geotiff(stage.path) as staged, scratch_file(target) as plain:
             meant = take_census(staged, source, clip.shape, windows)
+            told()
             if few is not None:
                 first, *overviews = write_levels(
                     plain,
@@ -147,7 +161,9 @@ def stage_to_cog(stage: Stage, name: str, target: Path, *, clip: Window, profile
             said = Said(profile.description, profile.unit, tags, _statistics(meant))
             with whole_file(target) as part:
                 copy_to_cog(describe(source, geobox, HEIGHTS, said, overviews=overviews), part, COG_OPTIONS)
+                told()
                 _check(part, meant, windows, few)
+                told()
                 sha256, size_bytes = file_sha256(part), part.stat().st_size
     except GDAL_ERRORS as error:
         raise OutputError(f"cannot write {target}: {error}: is the disk full?") from error
