@@ -72,7 +72,7 @@ def measure(number: int, run: str) -> None:
     with tempfile.TemporaryDirectory() as out:
         start_mib = most_mib()
         began = time.perf_counter()
-        finished = (Finished(str(rank), f"jobs/{rank}", rank) for rank in range(number))
+        finished = (Finished(str(rank), f"jobs/{rank}") for rank in range(number))
         found = gather(MadeStore(out, run), finished, (), Facts("made", disjoint=True, planned=number))
         took_s = time.perf_counter() - began
         peak_mib = most_mib()

@@ -46,6 +46,6 @@ def map_area(aoi: str, out: Path, *, year: int = 2020, crs: str | None = None, p
 def gather_all(folder: Path, *, disjoint: bool, failed: tuple[Failed, ...] = ()) -> Summary:
     """The results of the jobs below a folder, in the order of their names."""
     keys = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob("jobs/*/*/run.json"))
-    finished = [Finished(Path(key).name, key, rank) for rank, key in enumerate(keys)]
+    finished = [Finished(Path(key).name, key) for key in keys]
     facts = Facts("Trees of Long Beach", disjoint, len(keys) + len(failed))
     return gather(Store(str(folder)), finished, failed, facts)

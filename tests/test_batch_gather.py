@@ -219,7 +219,7 @@ def test_a_bucket_gets_the_same_bytes_as_a_folder(batch: Path) -> None:
         for path in [path for path in batch.rglob("*") if path.is_file()]:
             bucket.upload(path.relative_to(batch).as_posix(), path)
         gather_all(batch, disjoint=False)
-        finished = [Finished("a", "jobs/0/a", 0), Finished("b", "jobs/1/b", 1)]
+        finished = [Finished("a", "jobs/0/a"), Finished("b", "jobs/1/b")]
         for _ in range(2):
             gather(bucket, finished, (), Facts("Trees of Long Beach", disjoint=False, planned=2))
         files = {path.relative_to(batch).as_posix() for path in batch.rglob("*") if path.is_file()}

@@ -69,8 +69,8 @@ def update_index(store: Store, jobs: Sequence[Job], tracks: dict[str, Track], fo
 
 def finished(path: Path) -> Iterator[Finished]:
     """The jobs that are done and mapped something, in the order of the mosaic."""
-    for row in _rows(path, "SELECT id, key, place FROM jobs WHERE state = 'done' AND empty IS NULL ORDER BY place"):
-        yield Finished(str(row[0]), str(row[1]), int(str(row[2])))
+    for row in _rows(path, "SELECT id, key FROM jobs WHERE state = 'done' AND empty IS NULL ORDER BY place"):
+        yield Finished(str(row[0]), str(row[1]))
 
 
 def failed(path: Path) -> Iterator[Failed]:

@@ -75,11 +75,10 @@ class Job:
 
 
 class Finished(NamedTuple):
-    """A job that is done: its folder, and its place in the order of the mosaic, the first wins."""
+    """A job that is done, and its folder."""
 
     id: str
     key: str
-    rank: int
 
 
 class Failed(NamedTuple):
