@@ -47,6 +47,17 @@ def test_panels_keep_the_shape_of_the_ground(tmp_path: Path) -> None:
     assert height / width == pytest.approx(1.5, rel=0.02)
 
 
+def test_what_is_written_over_narrow_panels_does_not_run_together(tmp_path: Path) -> None:
+    shown = replace(preview(1500, 20), rgb=np.zeros((3, 1500, 20), np.float32))
+    trees = replace(shown, trees=np.empty((0, 2)), trees_note="123,456 trees, one in 7 drawn", height=None)
+    picture = drawn(trees, tmp_path / "p.png")
+    black = np.flatnonzero((picture[500:600] == 0).all(axis=(0, 2)))
+    second = black[np.argmax(np.diff(black)) + 1]
+    top = np.argmax((picture[:, black[3]] == 0).all(axis=1))
+    written = np.flatnonzero((picture[top - 18 : top - 3, black[0] : second - 3] < 100).any(axis=(0, 2)))
+    assert len(written) > 50 and written.max() < second - black[0] - 20
+
+
 def test_bare_ground_and_missing_heights_look_different(tmp_path: Path) -> None:
     shown = preview(100, 100)
     ground = tuple(round(255 * value) for value in HEIGHT_COLOURS(0.0)[:3])

@@ -27,6 +27,7 @@ LARGEST_WIDTH = 16.0
 MARGIN, GAP, HEADER_LINE, FOOTER = 0.4, 0.35, 0.24, 1.0
 LETTERS_PER_INCH = 12.5  # of 9.5 pt DejaVu Sans, wide ones counted in
 NARROWEST_WIDTH = 7.6  # the legend needs as much
+NARROWEST_LABEL = 3.0  # "image, 123,456 trees, one in 7 drawn"
 WHERE_WIDTH, WHERE_HEIGHT = 4.2, 3.4  # of the map of areas and what is around it
 MOST_NAMES = 60  # on that map, readable
 
@@ -114,8 +115,13 @@ class _Layout:
     header: float = 0.0
 
     @property
+    def gap(self) -> float:
+        """Between panels; what is written over a narrow one needs room."""
+        return max(GAP, NARROWEST_LABEL - self.panel_width) if self.side_by_side else GAP
+
+    @property
     def figure(self) -> tuple[float, float]:
-        across = 2 * self.panel_width + GAP if self.side_by_side else self.panel_width
+        across = 2 * self.panel_width + self.gap if self.side_by_side else self.panel_width
         down = self.panel_height if self.side_by_side else 2 * self.panel_height + GAP
         return max(across, NARROWEST_WIDTH - 2 * MARGIN) + 2 * MARGIN, self.header + down + FOOTER
 
@@ -124,7 +130,7 @@ class _Layout:
         middle = self.figure[0] / 2
         left, bottom = middle - self.panel_width / 2, FOOTER
         if self.side_by_side:
-            left = middle + GAP / 2 if index else middle - GAP / 2 - self.panel_width
+            left = middle + self.gap / 2 if index else middle - self.gap / 2 - self.panel_width
         elif not index:
             bottom += self.panel_height + GAP
         return left, bottom, self.panel_width, self.panel_height
