@@ -49,3 +49,12 @@ def test_what_is_cancelled_by_others_is_an_error_and_no_answer(client: Client) -
     answers.cancel([future])
     with pytest.raises(ClusterError, match="is gone; give the same command again"):
         answers.error(answers.next())
+
+
+def test_a_result_that_went_with_the_scheduler_is_told_as_that(client: Client) -> None:
+    answers = Answers(client, Silent(), 10.0)
+    future = answers.submit(str, 7, pure=False)
+    assert answers.result(answers.next()) == "7"
+    future.cancel(force=True)
+    with pytest.raises(ClusterError, match="is gone; give the same command again"):
+        answers.result(future)

@@ -64,7 +64,7 @@ class Workers:
             self._alone.discard(future)
             error = self._answers.error(future)
             if error is None:
-                return task.job, future.result()
+                return task.job, self._answers.result(future)
             if not isinstance(error, KilledWorker):
                 raise error
             if was_alone:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from distributed import Client, Future
 
@@ -82,6 +82,11 @@ class Answers:
                 raise CancelledError
             error: BaseException | None = future.exception()
             return error
+
+    def result(self, future: Future) -> Any:
+        """What a task without an error gave back; ClusterError where the scheduler is gone and with it the result."""
+        with reached(self._client):
+            return future.result()
 
     def threads(self) -> dict[str, int]:
         """Of each worker, asked of the scheduler now and then: it is asked for with every task."""

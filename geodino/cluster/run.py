@@ -133,7 +133,7 @@ class OnCluster:
                 self._fault(task, error, progress)
                 told(None)
             else:
-                receipt: Receipt = future.result()
+                receipt: Receipt = self._answers.result(future)
                 progress.note(receipt)
                 told(receipt)
             for id_ in list(progress.can_finish((task.id, *task.id.after))):
