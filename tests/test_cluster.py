@@ -85,7 +85,8 @@ def test_local_workers_have_their_share_of_threads_and_leave_this_process_as_it_
         assert set(client.run(cluster_faults.torch_threads).values()) == {1}
         assert task_resources(Machines("auto"), client) == {}
         link = client.dashboard_link
-        assert not logging.getLogger("distributed.scheduler").isEnabledFor(logging.INFO)
+        assert not logging.getLogger("distributed").propagate
+    assert logging.getLogger("distributed").propagate
     assert said.getvalue().splitlines()[0].startswith(f"dashboard: {link}")
     assert dict(os.environ) == before
 
@@ -102,6 +103,17 @@ def test_a_value_is_made_once_a_worker_and_again_where_one_is_started_anew(tmp_p
         until(lambda: len(list(tmp_path.glob("model.*"))) == 3)
         used = client.gather([client.submit(cluster_faults.use, "model-1", number) for number in range(20, 40)])
         assert all(text == "right" for (text, _), _ in used)
+
+
+def test_a_worker_that_dies_is_told_in_one_sentence_and_not_by_dask(caplog: pytest.LogCaptureFixture) -> None:
+    said = io.StringIO()
+    with open_client(Machines(2), PlainWatch(said)) as client:
+        address, pid = next(iter(client.run(os.getpid).items()))
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: "is gone" in said.getvalue(), seconds=60)
+        until(lambda: len(set(workers_of(client)) - {address}) == 2, seconds=60)
+    assert said.getvalue().count("warning") == said.getvalue().count(f"worker {address} is gone") == 1
+    assert not [record for record in caplog.records if record.name.startswith("distributed")]
 
 
 def test_workers_end_at_once_without_a_last_look_for_garbage(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +38,8 @@ _START_S = 30.0
 # What a worker needs for a ViT-L model and its windows, see `doctor`.
 WORKER_BYTES = 4 * 2**30
 _WAIT_STEP_S = 60.0
+# The topic of what a scheduler notes of workers and clients.
+_NOTED = "all"
 # What OpenMP, and with it torch, reads once, when it is loaded.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -82,11 +85,11 @@ def connect(machines: Machines, watch: Watch) -> Iterator[Client]:
         No workers can be started on this machine.
     """
     with ExitStack() as stack:
-        if logging.getLogger().getEffectiveLevel() > logging.INFO:
-            # Else it tells of every connection.
-            stack.enter_context(_silenced(logging.getLogger("distributed"), logging.WARNING))
-        # Its errors are raised as well, and its tracebacks say nothing to whoever runs a command.
+        # Its errors are raised as well, `_tell` says which workers died, and the rest says nothing to whoever runs a
+        # command: of every connection, of tasks by their keys, in tracebacks.
         stack.enter_context(_silenced(logging.getLogger("distributed.client"), logging.CRITICAL))
+        if logging.getLogger().getEffectiveLevel() > logging.INFO:
+            stack.enter_context(_unheard(logging.getLogger("distributed")))
         if machines.scheduler is not None:
             client = stack.enter_context(_join(machines.scheduler))
         elif machines.config is not None:
@@ -96,7 +99,24 @@ def connect(machines: Machines, watch: Watch) -> Iterator[Client]:
         has_pages = find_spec("bokeh") is not None or machines.scheduler is not None
         watch.note(f"dashboard: {client.dashboard_link}{'' if has_pages else ' (to see it: pip install bokeh)'}")
         client.subscribe_topic(TOPIC, lambda event: watch.warn(str(event[1])))
+        client.subscribe_topic(_NOTED, partial(_tell, watch))
+        # Else the scheduler shows a traceback when it would tell a client that this one is gone.
+        stack.callback(leave_unsaid, client)
         yield client
+
+
+def leave_unsaid(client: Client) -> None:
+    """Say nothing more of workers: whoever dies or joins where nothing is left to do is of no interest."""
+    if client.status == "running":
+        for topic in (TOPIC, _NOTED):
+            client.unsubscribe_topic(topic)
+
+
+def _tell(watch: Watch, event: tuple[float, Any]) -> None:
+    """Of what Dask's scheduler notes: that a worker died."""
+    _, noted = event
+    if isinstance(noted, Mapping) and noted.get("action") == "remove-worker" and not noted["expected"]:
+        watch.warn(f"worker {noted['worker']} is gone, killed or out of memory; what it was at is computed again")
 
 
 def await_workers(machines: Machines, client: Client, watch: Watch) -> None:
@@ -184,7 +204,7 @@ def _local(machines: Machines) -> Iterator[Client]:
     )
     with _environment_kept(), dask.config.set(settings):
         try:
-            cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.WARNING)
+            cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=False)
         except (OSError, RuntimeError) as error:
             raise ClusterError(f"--workers {count} cannot be started on this machine: {causes(error)}") from error
         with cluster, Client(cluster) as client:
@@ -212,6 +232,19 @@ def _silenced(logger: logging.Logger, level: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def _unheard(logger: logging.Logger) -> Iterator[None]:
+    """By the handlers of others; its children have levels of their own, which Dask sets."""
+    before, nobody = logger.propagate, logging.NullHandler()
+    logger.addHandler(nobody)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = before
+        logger.removeHandler(nobody)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from geodino.bands import BandId
 from geodino.cluster.answers import Answers, errors_that_travel, patience_s, reached
 from geodino.cluster.held import held, register, release
 from geodino.cluster.machines import Machines, cluster_config
-from geodino.cluster.opening import await_workers, task_resources
+from geodino.cluster.opening import await_workers, leave_unsaid, task_resources
 from geodino.cluster.survey import Computer, Needs, checked
 from geodino.compute import Hand, Work
 from geodino.errors import ClusterError, GeodinoError, ModelError
@@ -87,7 +87,7 @@ class OnCluster:
         watch: Watch,
         machines: Machines,
     ) -> None:
-        self._work, self._name = work, name
+        self._client, self._work, self._name = client, work, name
         self._resources = dict(resources)
         hosts = len({computer.host for computer in computers})
         self.described = f"{count(len(computers), 'worker')} on {count(hosts, 'host')}"
@@ -107,6 +107,8 @@ class OnCluster:
         finally:
             self._answers.cancel(self._running)
             self._running.clear()
+            # Who joins from now on may find the work store gone.
+            leave_unsaid(self._client)
 
     def _compute(self, progress: Progress, told: Told) -> None:
         self._began = time.monotonic()
