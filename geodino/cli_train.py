@@ -56,6 +56,7 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 )
 @click.option("--shift", type=click.FloatRange(0, 0.5), default=0.2, show_default=True, help="Largest shift, share.")
 @click.option("--colour", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="How far colours change.")
+@click.option("--upright", is_flag=True, help="Keep north up: shadows and lean of one photo are learned as they fall.")
 @click.option("--balance", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share drawn by class.")
 @click.option("--silog/--no-silog", default=True, help="Whether canopy begins with the log loss.")
 @click.option("--doubt", type=float, default=0.0, show_default=True, help="Weight of a spread as large as the errors.")
@@ -99,7 +100,7 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
     bands = tuple(band.strip() for band in (given["bands"] or "").split(",") if band.strip())
     size = given["size"]
     recipe = Recipe(
-        variety=Variety(**{name: given[name] for name in ("free", "zoom", "shift", "colour")}),
+        variety=Variety(**{name: given[name] for name in ("free", "zoom", "shift", "colour", "upright")}),
         **{
             name: given[name]
             for name in (

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from geodino import __version__
 from geodino.models.as_run import ModelAsRun
+from geodino.models.tta import upright_tasks
 from geodino.outputs.cog import as_tags, file_sha256
 from geodino.outputs.record import (
     AOIRecord,
@@ -52,9 +53,16 @@ def made_by(model: ModelAsRun, tiling: Tiling) -> dict[str, str]:
         "mean": ", ".join(f"{value:g}" for value in model.mean),
         "std": ", ".join(f"{value:g}" for value in model.std),
         "precision": model.precision,
-        "tta": "no" if model.tta == 1 else f"{model.tta} views of each window, averaged",
+        "tta": _views(model),
         "window": f"{tiling.size} px, overlap {tiling.overlap} px, margin {tiling.margin} px",
     }
+
+
+def _views(model: ModelAsRun) -> str:
+    if model.tta == 1:
+        return "no"
+    but = f", but of {' and '.join(upright)} none" if (upright := upright_tasks(model.heads)) else ""
+    return f"{model.tta} views of each window, averaged{but}"
 
 
 def provenance_tags(plan: Plan, model: ModelAsRun) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,11 +52,25 @@ def test_the_eight_views_are_all_different_and_fewer_are_some_of_them() -> None:
 def test_the_spread_of_views_holds_how_far_their_heights_lie_apart() -> None:
     heights = iter([10.0, 14.0])
 
-    def say(images: np.ndarray) -> dict[str, np.ndarray]:
+    def say(images: np.ndarray, tasks: Sequence[str]) -> dict[str, np.ndarray]:
         return {"canopy": np.full((1, 2, 4, 4), 3.0, np.float32) * [[[[next(heights) / 3]], [[1]]]]}
 
-    (said,) = averaged(say, np.zeros((1, 3, 4, 4), np.float32), views(2))["canopy"]
+    (said,) = averaged(say, np.zeros((1, 3, 4, 4), np.float32), ["canopy"], views(2))["canopy"]
     assert np.allclose(said[0], 12) and np.allclose(said[1], np.sqrt(9 + 4))
+
+
+def test_a_head_that_learned_from_upright_pictures_is_asked_of_those_alone() -> None:
+    asked = []
+
+    def say(images: np.ndarray, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+        asked.append(tuple(tasks))
+        return {task: np.full((1, 2, 4, 4), len(asked), np.float32) for task in tasks}
+
+    images = np.zeros((1, 3, 4, 4), np.float32)
+    said = averaged(say, images, ["segment", "canopy"], views(4), upright=["canopy"])
+    assert asked == [("segment", "canopy")] + 3 * [("segment",)]
+    assert (said["canopy"] == 1).all() and (said["segment"] == 2.5).all()
+    assert averaged(say, images, ["canopy"], views(4), upright=["canopy"])["canopy"].max() == len(asked) == 5
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])

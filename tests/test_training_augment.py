@@ -30,6 +30,14 @@ def test_a_point_stays_on_the_pixel_it_marks_however_the_chip_is_seen(seed: int,
     np.testing.assert_allclose(found, centre, atol=0.25)
 
 
+@pytest.mark.parametrize("free", [0.0, 1.0])
+def test_an_upright_look_keeps_north_up_and_left_on_the_left(free: float) -> None:
+    for seed in range(20):
+        look = draw_look(np.random.default_rng(seed), Variety(free=free, upright=True), CHIP, SIZE)
+        assert np.linalg.det(look.matrix) > 0
+        assert abs(np.degrees(np.arctan2(look.matrix[1, 0], look.matrix[0, 0]))) < 12
+
+
 @given(st.integers(0, 10_000))
 def test_a_look_that_is_not_free_keeps_every_pixel(seed: int) -> None:
     image = torch.rand(3, CHIP, CHIP, generator=torch.Generator().manual_seed(seed))

@@ -21,7 +21,7 @@ from geodino.models.network import HeadedNetwork, as_maps
 from geodino.models.passes import BYTES_A_PIXEL, at_once, passes
 from geodino.models.precision import Precision, autocast, normalise, prepare
 from geodino.models.pyramid import CELL
-from geodino.models.tta import averaged, views
+from geodino.models.tta import averaged, upright_tasks, views
 from geodino.stitch import Layer
 from geodino.windows import PATCH, SIDE_MULTIPLE, Tiling
 
@@ -54,7 +54,7 @@ class Model:
     weights_sha256
         Of the weights file; of the list of hashes where there are several.
     tta
-        How many views of each window are averaged.
+        How many views of each window are averaged, but for heads that learned from upright pictures.
     """
 
     outputs: tuple[str, ...] = ("height", "spread")
@@ -85,6 +85,9 @@ class Model:
             network.to(memory_format=torch.channels_last)
         else:
             self._network.head.to(memory_format=torch.channels_last)
+        if tta > 1 and upright_tasks(self.heads):
+            tasks = " and ".join(upright_tasks(self.heads))
+            logger.warning("%s learned %s from upright pictures: of that no other views are averaged", self.name, tasks)
 
     @property
     def name(self) -> str:
@@ -112,7 +115,7 @@ class Model:
 
     @property
     def heads(self) -> dict[str, dict[str, Any]]:
-        """What config.json says of each head that geodino trained: `kind`, and `threshold`, `spacing` or `classes`."""
+        """What config.json says of each head: `kind`, and `threshold`, `spacing`, `classes` or `upright`."""
         return self._network.config.heads if isinstance(self._network, HeadedNetwork) else {}
 
     def batch_size(self, side: int) -> int:
@@ -200,7 +203,7 @@ class Model:
         unknown = [task for task in asked if task not in self.tasks]
         if unknown:
             raise ModelError(f"{self.name} has no head for {', '.join(unknown)}: it has {', '.join(self.tasks)}")
-        return averaged(lambda seen: self._maps(seen, asked), images, self._views)
+        return averaged(self._maps, images, asked, self._views, upright=upright_tasks(self.heads))
 
     def _maps(self, images: npt.NDArray[np.float32], asked: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         side = images.shape[-1]

@@ -5,8 +5,8 @@ A network answers a little differently to the same ground when it is turned, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,13 +59,29 @@ def views(count: int) -> tuple[View, ...]:
     return VIEWS[count]
 
 
-def averaged(say: Callable[[Floats], Maps], images: Floats, seen: tuple[View, ...]) -> Maps:
+def upright_tasks(heads: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Tasks of a model whose heads learned from upright pictures, by what its config.json says of them."""
+    return tuple(task for task, head in heads.items() if head.get("upright"))
+
+
+def averaged(
+    say: Callable[[Floats, Sequence[str]], Maps],
+    images: Floats,
+    tasks: Sequence[str],
+    seen: Sequence[View],
+    *,
+    upright: Collection[str] = (),
+) -> Maps:
     """What a model says of some views of windows, averaged.
 
     Parameters
     ----------
     say
-        Images (B, 3, S, S) to the maps of each task, as `Model.maps` gives them.
+        Images (B, 3, S, S) to the maps of tasks, as `Model.maps` gives them.
+    seen
+        The first of them is the window as it is.
+    upright
+        Tasks that were learned from upright pictures: of these the first view is all there is to say.
 
     Returns
     -------
@@ -73,10 +89,13 @@ def averaged(say: Callable[[Floats], Maps], images: Floats, seen: tuple[View, ..
         As of `say`. The spread of heights is that of all views' distributions as one: the mean of their variances and
         the variance of their means.
     """
-    if len(seen) == 1:
-        return say(images)
-    said = [{task: _undone(task, maps, view) for task, maps in say(view.of(images)).items()} for view in seen]
-    return {task: _mean(task, np.stack([one[task] for one in said])) for task in said[0]}
+    first, turned = say(images, tasks), [task for task in tasks if task not in upright]
+    if len(seen) == 1 or not turned:
+        return first
+    others = [
+        {task: _undone(task, maps, view) for task, maps in say(view.of(images), turned).items()} for view in seen[1:]
+    ]
+    return first | {task: _mean(task, np.stack([one[task] for one in (first, *others)])) for task in turned}
 
 
 def _undone(task: str, maps: Floats, view: View) -> Floats:

@@ -31,13 +31,20 @@ class Variety:
         Largest shift, as a share of the crop's side.
     colour
         Largest share by which colours move towards another camera's, season's and haze's; 0: not at all.
+    upright
+        Looks keep north up, but for a few degrees of those that are free, and are not mirrored. Shadows fall, and a
+        photo's trees lean, to one side, which says something of heights that no turned look can.
     """
 
     free: float = 0.6
     zoom: float = 0.25
     shift: float = 0.2
     colour: float = 0.7
+    upright: bool = False
 
+
+# Radians.
+_NEARLY_UPRIGHT = 0.2
 
 PLAIN = Variety(free=0.0, zoom=0.0, shift=0.0, colour=0.0)
 
@@ -75,9 +82,12 @@ def plain_look(chip_size: int, size: int) -> Look:
 def draw_look(rng: np.random.Generator, variety: Variety, chip_size: int, size: int) -> Look:
     """A random look at a chip; a crop reaches beyond its chip by at most half of the largest shift."""
     free = rng.random() < variety.free
-    angle = rng.uniform(0, 2 * math.pi) if free else math.pi / 2 * int(rng.integers(4))
+    if variety.upright:
+        angle = rng.uniform(-_NEARLY_UPRIGHT, _NEARLY_UPRIGHT) if free else 0.0
+    else:
+        angle = rng.uniform(0, 2 * math.pi) if free else math.pi / 2 * int(rng.integers(4))
     scale = math.exp(rng.uniform(-variety.zoom, variety.zoom)) if free else 1.0
-    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    mirror = -1.0 if not variety.upright and rng.random() < 0.5 else 1.0
     cos, sin = math.cos(angle), math.sin(angle)
     matrix = scale * np.array([[cos * mirror, -sin], [sin * mirror, cos]])
     spare = max((chip_size - size) / 2, 0.0) + variety.shift * size

@@ -56,6 +56,8 @@ def write_model_folder(out: Path, done: Finished) -> dict[str, Any]:
     network, task = done.start.network, done.chips.task
     if task == "trees":
         network.config.heads[task] |= {name: done.chosen[name] for name in ("threshold", "spacing")}
+    if done.recipe.variety.upright:
+        network.config.heads[task]["upright"] = True
     network.config.architectures = [type(network).__name__]
     with silent_transformers():
         network.to("cpu", torch.float16 if done.options.half else torch.float32).save_pretrained(out)
