@@ -22,8 +22,8 @@ class Workers:
     """The workers of a Dask cluster, a job each and as many again that wait for one.
 
     A worker that dies takes all that was given to it along, and Dask blames each alike. A job that is blamed often
-    enough (four times, as Dask is set) is put aside, and tried once more when nothing else is under way, a job a
-    worker: if that worker dies too, the job is to blame, and no other.
+    enough (four times, as Dask is set) is put aside, and tried once more when nothing else is under way, one
+    after the other: if that worker dies too, the job is to blame, and no other.
 
     Parameters
     ----------
@@ -41,11 +41,11 @@ class Workers:
         self._answers = Answers(client, watch, patience_s)
         self._tasks: dict[Future, Task] = {}
         self._suspects: list[Task] = []
-        self._alone: set[Future] = set()
+        self._alone: Future | None = None
 
     def has_room(self) -> bool:
         # Enough for a worker to have its next job when it ends one, and for a cluster of none to start its first.
-        return not self._alone and len(self._tasks) < 2 * max(sum(self._answers.threads().values()), 1)
+        return self._alone is None and len(self._tasks) < 2 * max(sum(self._answers.threads().values()), 1)
 
     def submit(self, task: Task) -> None:
         self._start(task, "")
@@ -60,8 +60,8 @@ class Workers:
             future = self._answers.next()
             task = self._tasks.pop(future)
             self._rows.end(task.job)
-            was_alone = future in self._alone
-            self._alone.discard(future)
+            was_alone = future is self._alone
+            self._alone = None
             error = self._answers.error(future)
             if error is None:
                 return task.job, self._answers.result(future)
@@ -77,12 +77,8 @@ class Workers:
         self._answers.cancel(self._tasks)
 
     def _try_alone(self) -> None:
-        threads = self._answers.threads_now()
-        # One a worker, which none of several threads would promise.
-        at_once = max(len(threads), 1) if set(threads.values()) == {1} else 1
-        for task in self._suspects[:at_once]:
-            self._alone.add(self._start(task, "-alone"))
-        del self._suspects[:at_once]
+        # Of several Dask may give two to one worker, while another starts again.
+        self._alone = self._start(self._suspects.pop(0), "-alone")
 
     def _start(self, task: Task, how: str) -> Future:
         place = hashlib.sha1(task.url.encode(), usedforsecurity=False).hexdigest()[:8]
