@@ -73,4 +73,4 @@ def test_heights_on_a_scene_that_nothing_saw(shared_data: Path, tmp_path: Path) 
     said = reported("autzen")
     for figure in ("mae_m", "r2", "block_r2"):
         assert found.figure(figure).value == pytest.approx(value(said, figure), abs=0.02)
-    assert found.figure("mae_under_constant").value >= 33
+    assert found.figure("mae_under_constant").value >= 44
