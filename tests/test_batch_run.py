@@ -347,3 +347,16 @@ def test_a_real_batch_that_is_killed_goes_on_and_ends_the_same(scenes: Path, tin
 
 def is_at_work(out: Path, pid: int) -> bool:
     return any(f"-{pid}-" in path.name for path in out.glob(".batch/owners/*.json"))
+
+
+def test_pictures_that_cannot_be_read_are_told_of_to_the_end(photo: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "delivery"
+    folder.mkdir()
+    (folder / "good.tif").write_bytes(photo.read_bytes())
+    (folder / "half.tif").write_bytes(photo.read_bytes()[:100])
+    store = Store(str(tmp_path / "out"))
+    batch = open_batch(Asked("canopy", RunOptions(model=str(tiny_model)), str(folder)), store, Silent())
+    ended = run_batch(batch, Silent())
+    assert ended.summary is not None and ended.summary["left_out"] == ["1 which cannot be read (half.tif)"]
+    for text in (ended.text, read_status(store).as_text()):
+        assert "left out: 1 which cannot be read (half.tif)" in text

@@ -41,6 +41,8 @@ class Facts:
         How many jobs it has.
     pipeline, catalog
         What they are called, which is no place on a disk.
+    left_out
+        What of the catalog is no job, and why, in sentences.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Facts:
     planned: int
     pipeline: str = ""
     catalog: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def gather(
@@ -77,7 +80,7 @@ def gather(
         The store or the disk refuses, or a file of a job is gone or is none of this version's.
     """
     watch = watch or Silent()
-    summary = Summary(facts.title, facts.pipeline, facts.catalog, facts.planned)
+    summary = Summary(facts.title, facts.pipeline, facts.catalog, facts.left_out, facts.planned)
     with tempfile.TemporaryDirectory(prefix="geodino-gather-") as name:
         scratch = Path(name)
         lines = scratch / "items.jsonl"

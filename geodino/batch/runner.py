@@ -129,6 +129,7 @@ def gather_results(batch: Batch, watch: Watch) -> Ended:
             planned=len(batch.jobs) - int(str(empty)),
             pipeline=batch.spec.name,
             catalog=batch.manifest.imagery,
+            left_out=batch.manifest.left_out,
         )
         summary = gather(batch.store, finished(path), failed(path), facts, watch=watch)
     return Ended(int(str(done)), int(str(bad)), float(str(lost)), None, summary.as_dict(), summary.as_text())

@@ -48,6 +48,8 @@ class Status:
         way or done.
     left_s
         Until the end at that rate.
+    left_out
+        What of the catalog is no job, and why, in sentences.
     """
 
     title: str
@@ -65,6 +67,7 @@ class Status:
     ha_per_h: float | None
     left_s: float | None
     causes: dict[str, Cause]
+    left_out: tuple[str, ...]
 
     def as_dict(self) -> dict[str, JsonValue]:
         """As plain JSON values."""
@@ -92,6 +95,7 @@ class Status:
             lines.append("nothing is under way: give the command again to go on")
         for cause, found in self.causes.items():
             lines.append(f"{count(found.jobs, 'job')} failed: {cause}, such as {found.example}: {found.error}")
+        lines += [f"left out: {sentence}" for sentence in self.left_out]
         return "\n".join(lines)
 
 
@@ -145,6 +149,7 @@ def read_status(store: Store) -> Status:
         ha_per_h=None if rate is None else round(rate * 3600, 3),
         left_s=round(left_ha / rate, 1) if rate else None,
         causes={str(cause): Cause(int(str(jobs_)), str(error), str(name)) for cause, jobs_, name, error in failures},
+        left_out=manifest.left_out,
     )
 
 

@@ -25,6 +25,8 @@ class Summary:
     ----------
     planned, done, missing
         Jobs of the list; those whose results are here; those that are said to be done and whose folder holds none.
+    left_out
+        What of the catalog is no job, and why, in sentences.
     failed, causes
         Jobs that failed, and how many by what cause.
     scenes
@@ -44,6 +46,7 @@ class Summary:
     title: str
     pipeline: str = ""
     catalog: str = ""
+    left_out: tuple[str, ...] = ()
     planned: int = 0
     done: int = 0
     failed: int = 0
@@ -126,6 +129,7 @@ class Summary:
             lines.append(f"failed: {number:,} x {cause}")
         if len(self.causes) > _MOST_CAUSES:
             lines.append(f"failed: {count(len(self.causes) - _MOST_CAUSES, 'other cause')}; summary.json has all")
+        lines += [f"left out: {sentence}" for sentence in self.left_out]
         if self.missing:
             lines.append(f"{count(self.missing, 'job')} done, but the results are gone")
         if self.models:

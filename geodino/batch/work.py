@@ -49,7 +49,7 @@ CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (AOIError, "the area cannot be used"),
     (NoImageryError, "there is no imagery"),
     (SourceError, "its imagery cannot be used"),
-    (ReadError, "its imagery is out of reach"),
+    (ReadError, "its imagery cannot be reached or decoded"),
     (ConfigError, "an option cannot be met"),
     (ModelError, "the model is refused"),
     (OutputError, "the output is refused"),
