@@ -358,7 +358,7 @@ def test_a_truncated_file_is_named_with_its_window(write: Write, tmp_path: Path)
     cut = tmp_path / "cut.tif"
     cut.write_bytes(content[: len(content) // 2])
     scene = describe(str(cut))
-    named = r"scene cut \(.*cut\.tif\), window .*cannot be"
+    named = r"scene cut \(.*cut\.tif\), x \d+ to \d+, y \d+ to \d+: .*cannot be"
     with Mosaic([scene], GRID) as mosaic, pytest.raises(ReadError, match=named):
         mosaic.read(whole(scene))
 

@@ -280,7 +280,8 @@ def causes(error: BaseException) -> str:
     link: BaseException | None = error
     while link is not None:
         text = " ".join(str(getattr(link, "errmsg", None) or link).split())
-        if text and text not in messages:
+        text = text.removesuffix(" See previous exception for details.")
+        if text and not any(text in known for known in messages):
             messages.append(text)
         link = link.__cause__ or link.__context__
     return without_secrets("; ".join(messages) or type(error).__name__)

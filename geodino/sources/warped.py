@@ -84,7 +84,9 @@ class WarpedScenes:
         except (ReadError, *GDAL_ERRORS) as error:
             why = str(error) if isinstance(error, ReadError) else causes(error)
             hrefs = ", ".join(dict.fromkeys(without_secrets(band.href) for band in scene.bands))
-            raise ReadError(f"scene {scene.id} ({hrefs}), window {part}: {why}") from error
+            west, south, east, north = self.grid.bounds(part)
+            where = f"x {west:.0f} to {east:.0f}, y {south:.0f} to {north:.0f}"
+            raise ReadError(f"scene {scene.id} ({hrefs}), {where}: {why}") from error
 
     def clear(self) -> None:
         """Let go of what is kept."""
