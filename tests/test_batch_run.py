@@ -313,13 +313,16 @@ def test_ctrl_c_gives_back_what_was_under_way(scenes: Path, tiny_model: Path, tm
     process = subprocess.Popen(
         command("canopy", "--catalog", scenes, "--model", tiny_model, "--out", tmp_path),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not list(tmp_path.glob(".batch/state/*/*.claim")):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert " of 3 jobs are done or have failed: the same command goes on with the rest" in said
     assert read_status(Store(str(tmp_path))).claimed == 0
     assert not list(tmp_path.glob(".batch/owners/*"))
 

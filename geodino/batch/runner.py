@@ -107,6 +107,10 @@ def do_jobs(
         watch.advance(ledger.ended, hectares=0.0)
         try:
             stopped = _drive(batch, ledger, lanes, watch, max_failures)
+        except KeyboardInterrupt:
+            ended = f"{ledger.ended:,} of {count(len(batch.jobs), 'job')} are done or have failed"
+            watch.note(f"{ended}: the same command goes on with the rest")
+            raise
         finally:
             lanes.close()
             ledger.release()
