@@ -125,7 +125,7 @@ def test_workers_of_a_config_do_real_jobs_and_tell_of_them(photo: Path, tiny_mod
     config = tmp_path / "cluster.yaml"
     config.write_text(
         "kind: cluster\ntitle: Two at home\nclass: distributed.LocalCluster\n"
-        "kwargs: {n_workers: 2, threads_per_worker: 1, dashboard_address: null}\n"
+        "kwargs: {n_workers: 2, threads_per_worker: 1, dashboard_address: '127.0.0.1:0'}\n"
     )
     table = tmp_path / "areas.csv"
     whole = Asked("canopy", RunOptions(model=str(tiny_model)), str(photo))

@@ -21,7 +21,7 @@ import cluster_faults
 import pytest
 from cluster_processes import running_scheduler, running_worker, until, until_workers
 from dask.system import CPU_COUNT
-from distributed import Client
+from distributed import Client, Scheduler
 
 import geodino
 from geodino.cluster.held import register, release
@@ -105,9 +105,15 @@ def test_a_value_is_made_once_a_worker_and_again_where_one_is_started_anew(tmp_p
         assert all(text == "right" for (text, _), _ in used)
 
 
+def _listeners(dask_scheduler: Scheduler) -> int:
+    return len(dask_scheduler._broker._topics["all"].subscribers)
+
+
 def test_a_worker_that_dies_is_told_in_one_sentence_and_not_by_dask(caplog: pytest.LogCaptureFixture) -> None:
     said = io.StringIO()
     with open_client(Machines(2), PlainWatch(said)) as client:
+        # Dask promises no order of a subscription and of what is asked of workers at once after it.
+        until(lambda: client.run_on_scheduler(_listeners))
         address, pid = next(iter(client.run(os.getpid).items()))
         os.kill(pid, signal.SIGKILL)
         until(lambda: "is gone" in said.getvalue(), seconds=60)
