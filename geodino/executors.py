@@ -15,6 +15,7 @@ from geodino.errors import GeodinoError, ModelError, ReadError, SourceError
 from geodino.models import Model, load_model
 from geodino.models.as_run import ModelAsRun
 from geodino.options import RunOptions
+from geodino.products import Products
 from geodino.progress import Progress, Receipt
 from geodino.watch import Watch
 
@@ -96,7 +97,7 @@ def executor(work: Work, model: str, load: Load, watch: Watch, client: Client | 
         The model is refused, or the workers are not fit.
     """
     if client is None:
-        yield Here(work, model_for(work, model, load))
+        yield Here(work, model_for(work.products, work.plan.options, model, load))
         return
     from geodino.cluster.run import on_cluster
 
@@ -113,10 +114,9 @@ def machines_of(options: RunOptions) -> Machines:
     return machines
 
 
-def model_for(work: Work, name: str, load: Load = load_model) -> Model:
+def model_for(products: Products, options: RunOptions, name: str, load: Load = load_model) -> Model:
     """The model, loaded as the options of a run say."""
-    options = work.plan.options
-    head = "height" if work.products.maps else "trees"
+    head = "height" if products.maps else "trees"
     return load(
         name,
         precision=options.precision,

@@ -15,7 +15,7 @@ from geodino.aoi import AOI
 from geodino.compute import Work, reachable
 from geodino.errors import ConfigError, ModelError
 from geodino.estimate import Estimate, measure
-from geodino.executors import Load, executor, machines_at_hand, machines_of
+from geodino.executors import Load, executor, machines_at_hand, machines_of, model_for
 from geodino.models import load_model
 from geodino.models.catalog import row
 from geodino.models.hub import auto_model
@@ -150,15 +150,7 @@ def estimate(
     if not is_at_hand(name):
         raise ModelError(f"the weights of {name} are not on this machine, and a dry run downloads nothing: fetch them")
     began = time.perf_counter()
-    head = "height" if products.maps else "trees"
-    model = load_model(
-        name,
-        precision=options.precision,
-        device=options.device,
-        batch_size=options.batch_size,
-        head=head,
-        tta=options.tta,
-    )
+    model = model_for(products, options, name)
     return measure(plan, products, model, load_s=time.perf_counter() - began)
 
 

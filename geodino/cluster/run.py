@@ -64,7 +64,7 @@ def make_hand(work: Work, model: str, sha256: str) -> Hand:
     found = find_weights(model).sha256()
     if found != sha256:
         raise ModelError(f"{model} has weights {found[:12]} there and {sha256[:12]} here: give the same files to all")
-    return Hand(work, model_for(work, model))
+    return Hand(work, model_for(work.products, work.plan.options, model))
 
 
 class _Task(NamedTuple):
