@@ -122,7 +122,7 @@ LASTING = {
 
 
 @pytest.mark.parametrize("fault", LASTING, ids=lambda fault: fault.name)
-def test_what_lasts_ends_in_an_error_that_names_scene_window_and_cause(fault: Fault, server: FaultServer) -> None:
+def test_what_lasts_ends_in_an_error_that_names_scene_ground_and_cause(fault: Fault, server: FaultServer) -> None:
     scene = describe(f"{server.url}/a.tif")
     server.plan("a.tif", fault, times=math.inf, from_byte=BLOCKS_FROM)
     # The server asks to wait a second each time.
@@ -135,7 +135,7 @@ def test_what_lasts_ends_in_an_error_that_names_scene_window_and_cause(fault: Fa
     said = str(caught.value)
     assert "scene a " in said
     assert f"{server.url}/a.tif" in said
-    assert "window" in said
+    assert "x 490200 to 490354, y 4879646 to 4879800" in said
     assert caught.value.__cause__ is not None
 
 
