@@ -26,6 +26,12 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the model that is made.")
 @click.option("--head", help="linear, pyramid or density [default: density for trees, else linear].")
 @click.option("--finetune", is_flag=True, help="Train the backbone too; else it is frozen and its features are cached.")
+@click.option(
+    "--rehearse",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the training that made another head of --model, which goes on learning beside; with --finetune.",
+)
 @click.option("--splits", multiple=True, help="CSV that says train or val of each scene; val is left alone.")
 @click.option("--scene-column", help="Column of point labels that names their scene.")
 @click.option("--height-column", help="Column of the heights, metres, of footprints.")
@@ -57,6 +63,7 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 @click.option("--shift", type=click.FloatRange(0, 0.5), default=0.2, show_default=True, help="Largest shift, share.")
 @click.option("--colour", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="How far colours change.")
 @click.option("--upright", is_flag=True, help="Keep north up: shadows and lean of one photo are learned as they fall.")
+@click.option("--mirrored", is_flag=True, help="Mirror half of the upright looks, east to west.")
 @click.option("--balance", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share drawn by class.")
 @click.option("--silog/--no-silog", default=True, help="Whether canopy begins with the log loss.")
 @click.option("--doubt", type=float, default=0.0, show_default=True, help="Weight of a spread as large as the errors.")
@@ -86,6 +93,7 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
 
     A second call with the same --out goes on where the first was cut.
     """
+    from geodino.errors import ConfigError
     from geodino.sources import Search
     from geodino.training.augment import Variety
     from geodino.training.chips import ChipOptions, LabelOptions, build_chips
@@ -100,7 +108,7 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
     bands = tuple(band.strip() for band in (given["bands"] or "").split(",") if band.strip())
     size = given["size"]
     recipe = Recipe(
-        variety=Variety(**{name: given[name] for name in ("free", "zoom", "shift", "colour", "upright")}),
+        variety=Variety(**{name: given[name] for name in ("free", "zoom", "shift", "colour", "upright", "mirrored")}),
         **{
             name: given[name]
             for name in (
@@ -130,6 +138,8 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
         tuple(given["attribution"]), given["demonstration"], given["half"], shlex.join(["geodino", *sys.argv[1:]]),
     )  # fmt: skip
     if given["folds"]:
+        if given["rehearse"]:
+            raise ConfigError("--folds judges one head, and --rehearse trains several: give one of them")
         from geodino.cli_evaluate import show
         from geodino.training.cross import cross_validate
 
@@ -139,7 +149,10 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
         )  # fmt: skip
         show(found, out, as_json=as_json)
         return
-    record = train_head(chips, given["model"], out, head=head or HEADS[task], recipe=recipe, options=options, told=tell)
+    record = train_head(
+        chips, given["model"], out, head=head or HEADS[task], recipe=recipe, options=options,
+        rehearse=given["rehearse"], told=tell,
+    )  # fmt: skip
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:

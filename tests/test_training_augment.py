@@ -38,6 +38,15 @@ def test_an_upright_look_keeps_north_up_and_left_on_the_left(free: float) -> Non
         assert abs(np.degrees(np.arctan2(look.matrix[1, 0], look.matrix[0, 0]))) < 12
 
 
+@pytest.mark.parametrize("upright", [False, True])
+def test_mirrored_looks_are_half_of_all_and_upright_ones_keep_north_up(upright: bool) -> None:
+    variety = Variety(free=0.5, upright=upright, mirrored=True)
+    looks = [draw_look(np.random.default_rng(seed), variety, CHIP, SIZE).matrix for seed in range(200)]
+    assert 70 < sum(np.linalg.det(matrix) < 0 for matrix in looks) < 130
+    north_up = [matrix[1, 1] > 0.9 * np.sqrt(abs(np.linalg.det(matrix))) for matrix in looks]
+    assert all(north_up) == upright
+
+
 @given(st.integers(0, 10_000))
 def test_a_look_that_is_not_free_keeps_every_pixel(seed: int) -> None:
     image = torch.rand(3, CHIP, CHIP, generator=torch.Generator().manual_seed(seed))

@@ -34,6 +34,9 @@ class Variety:
     upright
         Looks keep north up, but for a few degrees of those that are free, and are not mirrored. Shadows fall, and a
         photo's trees lean, to one side, which says something of heights that no turned look can.
+    mirrored
+        Of upright looks half are mirrored, east to west: for labels of many days and photos, whose shadows fall to
+        either side of north. Looks that are not upright are mirrored anyway.
     """
 
     free: float = 0.6
@@ -41,6 +44,7 @@ class Variety:
     shift: float = 0.2
     colour: float = 0.7
     upright: bool = False
+    mirrored: bool = False
 
 
 # Radians.
@@ -87,7 +91,7 @@ def draw_look(rng: np.random.Generator, variety: Variety, chip_size: int, size: 
     else:
         angle = rng.uniform(0, 2 * math.pi) if free else math.pi / 2 * int(rng.integers(4))
     scale = math.exp(rng.uniform(-variety.zoom, variety.zoom)) if free else 1.0
-    mirror = -1.0 if not variety.upright and rng.random() < 0.5 else 1.0
+    mirror = -1.0 if (variety.mirrored or not variety.upright) and rng.random() < 0.5 else 1.0
     cos, sin = math.cos(angle), math.sin(angle)
     matrix = scale * np.array([[cos * mirror, -sin], [sin * mirror, cos]])
     spare = max((chip_size - size) / 2, 0.0) + variety.shift * size

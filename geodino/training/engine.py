@@ -52,6 +52,9 @@ class Job:
         Cached tokens where the backbone is frozen.
     identity
         Of data, start and recipe; a checkpoint of another is refused.
+    rehearsed
+        Of the same network, for its other tasks: each step learns from a batch of each of them too. Of these only
+        the chips, their indices and how they are looked at count.
     """
 
     network: HeadedNetwork
@@ -66,6 +69,7 @@ class Job:
     precision: Precision
     identity: str
     features: Features | None = None
+    rehearsed: tuple[Job, ...] = ()
 
 
 @dataclass
@@ -103,8 +107,8 @@ def fit(job: Job, told: Callable[[State, int], None] = lambda state, total: None
     losses: list[float] = []
     started = time.monotonic() - state.elapsed_s
     with closing(_batches(job, state.step, total)) as batches:
-        for batch in batches:
-            losses.append(_step(state, job, batch, total))
+        for drawn in batches:
+            losses.append(_step(state, job, drawn, total))
             state.elapsed_s = time.monotonic() - started
             if not math.isfinite(losses[-1]):
                 raise ModelError(f"loss {losses[-1]} at step {state.step}: lower the learning rate")
@@ -201,18 +205,22 @@ def _by_share(job: Job, indices: np.ndarray, rng: np.random.Generator, count: in
     return drawn
 
 
-def _batches(job: Job, start: int, stop: int) -> Generator[Batch, None, None]:
-    """The batches of the steps, each drawn while the one before it is learned from."""
+def _batches(job: Job, start: int, stop: int) -> Generator[list[Batch], None, None]:
+    """The batches of the steps, of each task one, drawn while those of the step before are learned from."""
+
+    def of_step(step: int) -> list[Batch]:
+        return [draw(one, step) for one in (job, *job.rehearsed)]
+
     with ThreadPoolExecutor(1, thread_name_prefix="geodino-draw") as pool:
-        ahead = pool.submit(draw, job, start) if start < stop else None
+        ahead = pool.submit(of_step, start) if start < stop else None
         for step in range(start, stop):
             assert ahead is not None
-            batch = ahead.result()
-            ahead = pool.submit(draw, job, step + 1) if step + 1 < stop else None
-            yield batch
+            drawn = ahead.result()
+            ahead = pool.submit(of_step, step + 1) if step + 1 < stop else None
+            yield drawn
 
 
-def _step(state: State, job: Job, batch: Batch, total: int) -> float:
+def _step(state: State, job: Job, drawn: Sequence[Batch], total: int) -> float:
     recipe, network = job.recipe, job.network
     # Drop path and the RoPE's random rescaling take torch's global generator: seeded by step, nothing need be kept.
     torch.manual_seed(recipe.seed * 1_000_003 + state.step)
@@ -220,14 +228,8 @@ def _step(state: State, job: Job, batch: Batch, total: int) -> float:
     for group in state.optimizer.param_groups:
         group["lr"] = group["base"] * rate_at(recipe, progress)
     set_training(network, job.trained)
-    images = job.normalise(batch.images.to(job.device))
-    with autocast(job.device, job.precision):
-        taps = [Tap(p.to(job.device), c.to(job.device)) for p, c in batch.taps] if batch.taps else _taps(job, images)
-        found = network.read(images, taps, [job.chips.task])[job.chips.task]
-    wanted = {name: value.to(job.device) for name, value in batch.wanted.items()}
-    loss = TASKS[job.chips.task].loss(found, wanted, progress, recipe)
     state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    loss = sum(_learn(one, batch, progress) for one, batch in zip((job, *job.rehearsed), drawn, strict=True))
     torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], recipe.clip)
     state.optimizer.step()
     state.step += 1
@@ -240,6 +242,18 @@ def _step(state: State, job: Job, batch: Batch, total: int) -> float:
                 value.lerp_(new[name], 1 - decay)
             else:
                 value.copy_(new[name])
+    return loss
+
+
+def _learn(job: Job, batch: Batch, progress: float) -> float:
+    """Add the gradients of a batch to those that are there; its loss."""
+    images, task = job.normalise(batch.images.to(job.device)), job.chips.task
+    with autocast(job.device, job.precision):
+        taps = [Tap(p.to(job.device), c.to(job.device)) for p, c in batch.taps] if batch.taps else _taps(job, images)
+        found = job.network.read(images, taps, [task])[task]
+    wanted = {name: value.to(job.device) for name, value in batch.wanted.items()}
+    loss = TASKS[task].loss(found, wanted, progress, job.recipe)
+    torch.autograd.backward(loss)
     return float(loss.detach())
 
 
@@ -259,12 +273,14 @@ def set_training(network: HeadedNetwork, trained: Sequence[str]) -> None:
 def _measure(state: State, job: Job, losses: Sequence[float]) -> None:
     state.average.eval()
     found: Measured = TASKS[job.chips.task].measure(state.average, job)
+    others = {one.chips.task: TASKS[one.chips.task].measure(state.average, one).figures for one in job.rehearsed}
     line = {
         "step": state.step,
         "elapsed_s": round(state.elapsed_s, 1),
         "loss": float(np.mean(losses)) if losses else math.nan,
         "rate": job.recipe.learning_rate * rate_at(job.recipe, state.step / steps_of(job)),
         **found.figures,
+        **{f"{task}_{name}": value for task, figures in others.items() for name, value in figures.items()},
     }
     names = ["last"]
     if found.score > state.best:

@@ -20,6 +20,7 @@ from geodino.models.checkpoint import silent_transformers
 from geodino.models.files import sha256_of
 from geodino.training.chipset import ChipSet
 from geodino.training.recipe import Recipe
+from geodino.training.rehearsal import Rehearsal
 from geodino.training.start import Start
 
 if TYPE_CHECKING:
@@ -49,15 +50,15 @@ class Finished:
     chosen: dict[str, Any]
     options: Options
     elapsed_s: float
+    rehearsed: tuple[Rehearsal, ...] = ()
 
 
 def write_model_folder(out: Path, done: Finished) -> dict[str, Any]:
     """Write weights, config, preprocessor, record, card and curve; returns the record."""
     network, task = done.start.network, done.chips.task
-    if task == "trees":
-        network.config.heads[task] |= {name: done.chosen[name] for name in ("threshold", "spacing")}
-    if done.recipe.variety.upright:
-        network.config.heads[task]["upright"] = True
+    _set_head(done, task, done.recipe, "")
+    for earlier in done.rehearsed:
+        _set_head(done, earlier.chips.task, earlier.recipe, f"{earlier.chips.task}_")
     network.config.architectures = [type(network).__name__]
     with silent_transformers():
         network.to("cpu", torch.float16 if done.options.half else torch.float32).save_pretrained(out)
@@ -86,6 +87,15 @@ def write_model_folder(out: Path, done: Finished) -> dict[str, Any]:
     return record
 
 
+def _set_head(done: Finished, task: str, recipe: Recipe, prefix: str) -> None:
+    """What config.json says of a head besides its shape; figures that chose it are in the log under a prefix."""
+    head = done.start.network.config.heads[task]
+    if task == "trees":
+        head |= {name: done.chosen[f"{prefix}{name}"] for name in ("threshold", "spacing")}
+    if recipe.variety.upright:
+        head["upright"] = True
+
+
 def licence_of(done: Finished) -> Licence:
     """DINOv3's where the weights derive from it, else what the caller says of the data."""
     if done.start.row.licence == DINOV3_LICENCE:
@@ -98,8 +108,9 @@ def licence_of(done: Finished) -> Licence:
 
 def attribution_of(record: Mapping[str, Any]) -> list[str]:
     """The lines to keep with the weights: of these data, and of those that earlier heads learned from."""
-    earlier = record.get("start", {}).get("training")
-    lines = [*(attribution_of(earlier) if earlier else []), *record.get("data", {}).get("attribution", [])]
+    before = [record.get("start", {}).get("training"), *record.get("rehearsed", [])]
+    lines = [line for earlier in before if earlier for line in attribution_of(earlier)]
+    lines += record.get("data", {}).get("attribution", [])
     return list(dict.fromkeys(lines))
 
 
@@ -125,6 +136,9 @@ def record_of(done: Finished, weights_sha256: str) -> dict[str, Any]:
             "licence": done.options.data_licence,
             "attribution": list(done.options.attribution),
         },
+        "rehearsed": [
+            {name: earlier.record.get(name) for name in ("task", "command", "data")} for earlier in done.rehearsed
+        ],
         "chosen": done.chosen,
         "curve": done.log,
         "elapsed_s": round(done.elapsed_s, 1),
@@ -147,8 +161,10 @@ def card(done: Finished, record: dict[str, Any], licence: Licence) -> str:
     data = record["data"]
     attribution = "\n".join(f"- {line}" for line in attribution_of(record)) or "- not stated"
     earlier = record["start"]["training"]
+    rehearsed = " and ".join(one["task"] for one in record["rehearsed"])
+    since = f"it went on learning {rehearsed} beside" if rehearsed else "these weights did not change"
     before = (
-        f"\nBefore that, in `{earlier['command']}`, it learned {earlier['task']}; these weights did not change.\n"
+        f"\nBefore that, in `{earlier['command']}`, it learned {earlier['task']}; {since}.\n"
         if earlier.get("command")
         else ""
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,13 @@ def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int)
     return Start(network, start_row, sha256, (), fresh)
 
 
-def trained_prefixes(start: Start, *, finetune: bool) -> tuple[str, ...]:
-    """Which weights learn: what is fresh, and the backbone and pyramid too where asked and nothing else needs them.
+def trained_prefixes(start: Start, *, finetune: bool, learned: Collection[str] = ()) -> tuple[str, ...]:
+    """Which weights learn: what is fresh, and the backbone and pyramid too where asked and no other head needs them.
+
+    Parameters
+    ----------
+    learned
+        Tasks that are learned, those that are rehearsed among them.
 
     Raises
     ------
@@ -125,9 +130,11 @@ def trained_prefixes(start: Start, *, finetune: bool) -> tuple[str, ...]:
         To fine-tune would change what other heads stand on, or a new backbone would stay random.
     """
     if finetune:
-        if start.shared:
-            others = ", ".join(sorted(start.network.heads))
-            raise ModelError(f"fine-tuning would change what the other heads ({others}) stand on: train without it")
+        if start.shared and (others := sorted(set(start.network.heads) - set(learned))):
+            raise ModelError(
+                f"fine-tuning would change what other heads ({', '.join(others)}) stand on: train without it, or with "
+                "--rehearse and the folder of the training that made them"
+            )
         return ("backbone", "pyramid", "heads")
     if "backbone" in start.fresh:
         raise ModelError("a new backbone is random: train it too, with --finetune")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from geodino.errors import ConfigError, InputError
+from geodino.errors import ConfigError, InputError, ModelError
 from geodino.models.precision import choose_device, choose_precision, normalise
 from geodino.training.chipset import ChipSet
 from geodino.training.engine import Job, State, fit, steps_of
 from geodino.training.features import Key, cached_features
 from geodino.training.folder import Finished, write_model_folder
 from geodino.training.recipe import Recipe
+from geodino.training.rehearsal import Rehearsal, rehearsals
 from geodino.training.splits import split_places
 from geodino.training.start import Start, begin, trained_prefixes
 
@@ -62,6 +63,7 @@ def train(
     head: str,
     recipe: Recipe,
     options: Options | None = None,
+    rehearse: Sequence[str | Path] = (),
     told: Told = lambda line: None,
 ) -> dict[str, Any]:
     """Train a head on labelled chips and write the model folder `out`.
@@ -73,6 +75,9 @@ def train(
         chips that choose weights and threshold.
     model
         What to start from, see `start.begin`.
+    rehearse
+        Folders of the trainings that made the other heads of `model`: with `finetune` each step sees as many of their
+        chips too, as they looked at them, so that these heads go on learning and nothing is forgotten.
     out
         Gets the model; `out/work` the checkpoints and the log. A second call goes on where the first was cut.
     head
@@ -96,15 +101,21 @@ def train(
             f"crops of {recipe.size} px do not fit chips of {chips.size} px: lower --size or raise --chip"
         )
     learn, tune = parted(chips, recipe)
+    if rehearse and not recipe.finetune:
+        raise ConfigError("to rehearse is for --finetune alone: without it the other heads stay as they are")
+    earlier = rehearsals(rehearse, chips.task, batch=recipe.batch)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     start = begin(model, chips, head=head, size=recipe.size, seed=recipe.seed)
-    trained = trained_prefixes(start, finetune=recipe.finetune)
+    tasks = [chips.task, *(one.chips.task for one in earlier)]
+    if missing := [task for task in tasks if task not in start.network.heads]:
+        raise ModelError(f"{start.row.name} has no head for {', '.join(missing)} that could be rehearsed")
+    trained = trained_prefixes(start, finetune=recipe.finetune, learned=tasks)
     start.network.to(device)
     if recipe.checkpointing:
         start.network.backbone.gradient_checkpointing_enable()
     seen = partial(normalise, row=start.row)
-    identity = _identity(chips, start, head, recipe)
+    identity = _identity(chips, start, head, recipe, earlier)
     features = None
     if "backbone" not in trained:
         key = Key(
@@ -116,6 +127,9 @@ def train(
     job = Job(
         start.network, chips, learn, tune, recipe, seen, trained, out / "work", device, precision, identity, features
     )
+    job = replace(job, rehearsed=tuple(_beside(job, one) for one in earlier))
+    for one in job.rehearsed:
+        told(f"beside them {one.chips.task}: {len(one.learn)} chips to rehearse, {len(one.tune)} to measure by")
     told(
         f"{len(learn)} chips to learn from, {len(tune)} to choose by; {steps_of(job)} steps of {recipe.batch}; "
         f"{sum(p.numel() for n, p in start.network.named_parameters() if n.startswith(trained)):,} weights learn"
@@ -124,7 +138,10 @@ def train(
     start.network.load_state_dict(load_file(job.folder / f"{recipe.choose}.safetensors"))
     chosen = json.loads((job.folder / f"{recipe.choose}.json").read_text())
     return write_model_folder(
-        out, Finished(start, chips, learn, tune, head, recipe, trained, state.log, chosen, options, state.elapsed_s)
+        out,
+        Finished(
+            start, chips, learn, tune, head, recipe, trained, state.log, chosen, options, state.elapsed_s, earlier
+        ),
     )
 
 
@@ -169,8 +186,15 @@ def beside_chosen(chips: ChipSet, chosen: np.ndarray) -> np.ndarray:
     return beside
 
 
-def _identity(chips: ChipSet, start: Start, head: str, recipe: Recipe) -> str:
+def _beside(job: Job, earlier: Rehearsal) -> Job:
+    """The job of a training that is rehearsed, of the same network."""
+    learn, tune = parted(earlier.chips, earlier.recipe)
+    return replace(job, chips=earlier.chips, learn=learn, tune=tune, recipe=earlier.recipe)
+
+
+def _identity(chips: ChipSet, start: Start, head: str, recipe: Recipe, earlier: Sequence[Rehearsal]) -> str:
     facts = [chips.sha256, start.sha256, head, recipe.digest(), json.dumps(start.network.config.to_dict(), default=str)]
+    facts += [fact for one in earlier for fact in (one.chips.sha256, one.recipe.digest())]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 

@@ -1,0 +1,70 @@
+"""What a network must not forget: the chips of earlier trainings, from which it goes on learning beside new ones.
+
+Heads of one network stand on one backbone. Fine-tuned for one of them alone, it would forget the others; where every
+step also sees what those learned from, it serves all of them better than a backbone that only the first has shaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geodino.errors import ConfigError, ModelError
+from geodino.training.augment import Variety
+from geodino.training.chipset import ChipSet, Task, open_chips
+from geodino.training.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """An earlier training: its chips, how it looked at them, and what it left in training.json."""
+
+    chips: ChipSet
+    recipe: Recipe
+    record: Mapping[str, Any]
+
+
+def rehearsals(folders: Sequence[str | Path], task: Task, *, batch: int) -> tuple[Rehearsal, ...]:
+    """The earlier trainings in folders that `train` left, with crops of `batch` a step.
+
+    Parameters
+    ----------
+    task
+        Of the training that they go beside.
+
+    Raises
+    ------
+    ModelError
+        A folder has no record, or its chips are gone or others than those it learned from.
+    ConfigError
+        Two trainings of one task.
+    """
+    found = tuple(_rehearsal(Path(folder), batch) for folder in folders)
+    tasks = [task, *(one.chips.task for one in found)]
+    for one, folder in zip(found, folders, strict=True):
+        if tasks.count(one.chips.task) > 1:
+            raise ConfigError(f"{folder} learned {one.chips.task}, which another training here learns too")
+    return found
+
+
+def _rehearsal(folder: Path, batch: int) -> Rehearsal:
+    path, kept = folder / "training.json", folder / "work" / "chips"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        settings = record["recipe"]
+        recipe = Recipe(**{**settings, "variety": Variety(**settings["variety"]), "batch": batch})
+        wanted = record["data"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is no record of a training ({error}): give a folder that `train` left") from error
+    sets = [open_chips(one.parent) for one in sorted(kept.glob("*/chips.json"))]
+    for chips in sets:
+        if chips.sha256 == wanted:
+            return Rehearsal(chips, recipe, record)
+    held = ", ".join(chips.sha256[:12] for chips in sets) or "none"
+    raise ModelError(
+        f"{kept} has not the chips {wanted[:12]} that {folder} learned from (held: {held}): train it again from its "
+        "command in training.json, or put its work folder back"
+    )
