@@ -23,6 +23,7 @@ from stac_geoparquet.arrow import stac_table_to_items
 from geodino.batch.gather import Facts, gather
 from geodino.batch.jobs import Failed, Finished
 from geodino.batch.mapped import RIM_PX
+from geodino.batch.summary import Summary
 from geodino.stores import Store
 
 MAPS = ("canopy_height", "canopy_height_spread", "tree_density")
@@ -236,6 +237,7 @@ def test_the_summary_counts_failures_by_their_causes(batch: Path) -> None:
     assert (plain["planned"], plain["done"], plain["failed"], plain["left"]) == (5, 2, 3, 0)
     assert plain["licences"] == {"CC-BY-4.0": 2, "weights: CC-BY-4.0": 2}
     assert plain["days"] == ["2020-01-01", "2020-12-31"]
+    assert Summary("of pictures without a date").as_dict()["days"] == [None, None]
     text = found.as_text()
     assert "failed: 2 x no imagery" in text and "demonstration" in text and "1.44 ha mapped from 1 scene" in text
 

@@ -38,7 +38,7 @@ class Summary:
     bounds_lonlat
         Of all jobs; the whole globe's longitudes where one lies across the antimeridian.
     days
-        First and last day of the imagery, empty where unknown.
+        First and last day of the imagery, empty where unknown; null in summary.json.
     licences, models
         How many jobs there are of each.
     """
@@ -114,6 +114,7 @@ class Summary:
         for one in fields(self):
             value = getattr(self, one.name)
             plain[one.name] = round(value, 4) if isinstance(value, float) else _plain(value)
+        plain["days"] = [day or None for day in self.days]
         return plain | {"left": self.left, "doubly_mapped_ha": round(self.mapped_ha - self.own_ha, 4)}
 
     def as_text(self) -> str:
