@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from geodino import __version__
 from geodino.models.as_run import ModelAsRun
-from geodino.models.tta import upright_tasks
+from geodino.models.tta import fewer_views
 from geodino.outputs.cog import as_tags, file_sha256
 from geodino.outputs.record import (
     AOIRecord,
@@ -61,8 +61,8 @@ def made_by(model: ModelAsRun, tiling: Tiling) -> dict[str, str]:
 def _views(model: ModelAsRun) -> str:
     if model.tta == 1:
         return "no"
-    but = f", but of {' and '.join(upright)} none" if (upright := upright_tasks(model.heads)) else ""
-    return f"{model.tta} views of each window, averaged{but}"
+    fewer = fewer_views(model.heads, model.tta)
+    return f"{model.tta} views of each window, averaged" + "".join(f"; {n} for {task}" for task, n in fewer.items())
 
 
 def provenance_tags(plan: Plan, model: ModelAsRun) -> dict[str, str]:

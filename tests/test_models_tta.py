@@ -15,7 +15,7 @@ from test_pipeline import wkt
 import geodino
 from geodino.errors import ModelError
 from geodino.models import Model
-from geodino.models.tta import VIEWS, View, averaged, views
+from geodino.models.tta import VIEWS, View, averaged, fewer_views, views, views_of
 from geodino.options import RunOptions
 from geodino.outputs.record import read_record
 
@@ -55,11 +55,23 @@ def test_the_spread_of_views_holds_how_far_their_heights_lie_apart() -> None:
     def say(images: np.ndarray, tasks: Sequence[str]) -> dict[str, np.ndarray]:
         return {"canopy": np.full((1, 2, 4, 4), 3.0, np.float32) * [[[[next(heights) / 3]], [[1]]]]}
 
-    (said,) = averaged(say, np.zeros((1, 3, 4, 4), np.float32), ["canopy"], views(2))["canopy"]
+    (said,) = averaged(say, np.zeros((1, 3, 4, 4), np.float32), {"canopy": views(2)})["canopy"]
     assert np.allclose(said[0], 12) and np.allclose(said[1], np.sqrt(9 + 4))
 
 
-def test_a_head_that_learned_from_upright_pictures_is_asked_of_those_alone() -> None:
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_a_head_that_learned_from_upright_pictures_is_asked_of_no_turned_ones(count: int) -> None:
+    heads: dict[str, dict[str, object]] = {
+        "segment": {}, "canopy": {"upright": True, "mirrored": False}, "trees": {"upright": True, "mirrored": True},
+    }  # fmt: skip
+    seen = {task: views_of(head, count) for task, head in heads.items()}
+    assert seen == {
+        "segment": VIEWS[count], "canopy": (View(),), "trees": (View(), View(0, True))[:count],
+    }  # fmt: skip
+    assert fewer_views(heads, count) == {1: {}, 2: {"canopy": 1}}.get(count, {"canopy": 1, "trees": 2})
+
+
+def test_each_head_is_asked_of_its_own_views_and_once_of_each() -> None:
     asked = []
 
     def say(images: np.ndarray, tasks: Sequence[str]) -> dict[str, np.ndarray]:
@@ -67,10 +79,9 @@ def test_a_head_that_learned_from_upright_pictures_is_asked_of_those_alone() -> 
         return {task: np.full((1, 2, 4, 4), len(asked), np.float32) for task in tasks}
 
     images = np.zeros((1, 3, 4, 4), np.float32)
-    said = averaged(say, images, ["segment", "canopy"], views(4), upright=["canopy"])
-    assert asked == [("segment", "canopy")] + 3 * [("segment",)]
-    assert (said["canopy"] == 1).all() and (said["segment"] == 2.5).all()
-    assert averaged(say, images, ["canopy"], views(4), upright=["canopy"])["canopy"].max() == len(asked) == 5
+    said = averaged(say, images, {"segment": VIEWS[4], "canopy": VIEWS[1], "classify": (View(), View(0, True))})
+    assert asked == [("segment", "canopy", "classify"), ("segment",), ("segment", "classify"), ("segment",)]
+    assert (said["canopy"] == 1).all() and (said["segment"] == 2.5).all() and (said["classify"] == 2).all()
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
@@ -90,7 +101,7 @@ def test_a_model_that_averages_views_answers_alike_to_a_window_that_is_turned(co
 
 def test_heights_of_nano_are_those_of_the_window_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     one, four = (geodino.load_model("nano", precision="fp32", device="cpu", tta=count) for count in (1, 4))
-    assert "learned canopy from upright pictures" in caplog.text
+    assert "learned canopy from upright pictures: of 4 views 1 can be asked of it" in caplog.text
     images = np.random.default_rng(3).random((1, 3, 64, 64), dtype=np.float32)
     np.testing.assert_allclose(four.maps(images)["canopy"], one.maps(images)["canopy"], atol=1e-4)
 

@@ -120,7 +120,7 @@ def test_what_was_rehearsed_is_in_record_config_and_card(trees: Path, both: Path
     heads = json.loads((both / "config.json").read_text())["heads"]
     assert heads["trees"]["threshold"] == record["chosen"]["trees_threshold"]
     # Each head was looked at as its own training says.
-    assert heads["trees"]["upright"] is True
+    assert heads["trees"]["upright"] is heads["trees"]["mirrored"] is True
     assert "upright" not in heads["canopy"]
     card = (both / "README.md").read_text()
     assert "it went on learning trees beside" in card

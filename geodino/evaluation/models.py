@@ -14,7 +14,7 @@ from geodino.evaluation.report import Subject, Task
 from geodino.evaluation.seams import seams_of_file
 from geodino.evaluation.tasks import Settings
 from geodino.models.files import sha256_of
-from geodino.models.tta import upright_tasks
+from geodino.models.tta import views_of
 from geodino.outputs.folder import RECORD_NAME
 from geodino.shipped import nearest
 from geodino.windows import Tiling
@@ -54,8 +54,8 @@ def evaluate_model(
                 "columns of the splits"
             )
     _check_classes(model, chips)
-    averaged = model.tta > 1 and chips.task not in upright_tasks(model.heads)
-    name = f"{model.name}, {model.tta} views averaged" if averaged else model.name
+    views = len(views_of(model.heads.get(chips.task, {}), model.tta))
+    name = f"{model.name}, {views} views averaged" if views > 1 else model.name
     return evaluate_chips(
         predictor_of(model, chips.task),
         chips,

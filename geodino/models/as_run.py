@@ -25,7 +25,7 @@ class ModelAsRun:
     batch_size
         Windows that went through it together, at most.
     tta
-        How many views of each were averaged, but for heads that learned from upright pictures.
+        How many views of each were averaged; of heads that learned from upright pictures fewer.
     """
 
     row: ModelRow

@@ -21,7 +21,7 @@ from geodino.models.network import HeadedNetwork, as_maps
 from geodino.models.passes import BYTES_A_PIXEL, at_once, passes
 from geodino.models.precision import Precision, autocast, normalise, prepare
 from geodino.models.pyramid import CELL
-from geodino.models.tta import averaged, upright_tasks, views
+from geodino.models.tta import averaged, fewer_views, views, views_of
 from geodino.stitch import Layer
 from geodino.windows import PATCH, SIDE_MULTIPLE, Tiling
 
@@ -54,7 +54,7 @@ class Model:
     weights_sha256
         Of the weights file; of the list of hashes where there are several.
     tta
-        How many views of each window are averaged, but for heads that learned from upright pictures.
+        How many views of each window are averaged; of heads that learned from upright pictures fewer.
     """
 
     outputs: tuple[str, ...] = ("height", "spread")
@@ -72,7 +72,7 @@ class Model:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ModelError(f"batch size {batch_size} must be at least 1")
-        self._views = views(tta)
+        self.tta = len(views(tta))
         self.row = row if row.parameters else replace(row, parameters=network.num_parameters())
         self.weights_sha256 = weights_sha256
         self.device = device
@@ -85,9 +85,10 @@ class Model:
             network.to(memory_format=torch.channels_last)
         else:
             self._network.head.to(memory_format=torch.channels_last)
-        if tta > 1 and upright_tasks(self.heads):
-            tasks = " and ".join(upright_tasks(self.heads))
-            logger.warning("%s learned %s from upright pictures: of that no other views are averaged", self.name, tasks)
+        for task, number in fewer_views(self.heads, tta).items():
+            logger.warning(
+                "%s learned %s from upright pictures: of %d views %d can be asked of it", self.name, task, tta, number
+            )
 
     @property
     def name(self) -> str:
@@ -110,12 +111,8 @@ class Model:
         return self.row.licence
 
     @property
-    def tta(self) -> int:
-        return len(self._views)
-
-    @property
     def heads(self) -> dict[str, dict[str, Any]]:
-        """What config.json says of each head: `kind`, and `threshold`, `spacing`, `classes` or `upright`."""
+        """What config.json says of each head: `kind`; `threshold`, `spacing`, `classes`, `upright`, `mirrored`."""
         return self._network.config.heads if isinstance(self._network, HeadedNetwork) else {}
 
     def batch_size(self, side: int) -> int:
@@ -203,7 +200,7 @@ class Model:
         unknown = [task for task in asked if task not in self.tasks]
         if unknown:
             raise ModelError(f"{self.name} has no head for {', '.join(unknown)}: it has {', '.join(self.tasks)}")
-        return averaged(self._maps, images, asked, self._views, upright=upright_tasks(self.heads))
+        return averaged(self._maps, images, {task: views_of(self.heads.get(task, {}), self.tta) for task in asked})
 
     def _maps(self, images: npt.NDArray[np.float32], asked: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         side = images.shape[-1]

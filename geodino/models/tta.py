@@ -5,7 +5,7 @@ A network answers a little differently to the same ground when it is turned, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +51,8 @@ VIEWS: Mapping[int, tuple[View, ...]] = {
     8: tuple(View(quarters, mirrored) for quarters in range(4) for mirrored in (False, True)),
 }
 
+_NORTH_UP = (View(), View(0, True))
+
 
 def views(count: int) -> tuple[View, ...]:
     """So many views; ModelError for a number that is not 1, 2, 4 or 8."""
@@ -59,19 +61,24 @@ def views(count: int) -> tuple[View, ...]:
     return VIEWS[count]
 
 
-def upright_tasks(heads: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Tasks of a model whose heads learned from upright pictures, by what its config.json says of them."""
-    return tuple(task for task, head in heads.items() if head.get("upright"))
+def views_of(head: Mapping[str, Any], count: int) -> tuple[View, ...]:
+    """The views that a head is asked of where `count` of each window are averaged, by what config.json says of it.
+
+    One that learned from upright pictures has never seen a turned one: it is asked of the window as it is and, where
+    it learned from mirrored pictures too, of that one's mirror.
+    """
+    if not head.get("upright"):
+        return views(count)
+    return _NORTH_UP[: min(count, 2 if head.get("mirrored") else 1)]
 
 
-def averaged(
-    say: Callable[[Floats, Sequence[str]], Maps],
-    images: Floats,
-    tasks: Sequence[str],
-    seen: Sequence[View],
-    *,
-    upright: Collection[str] = (),
-) -> Maps:
+def fewer_views(heads: Mapping[str, Mapping[str, Any]], count: int) -> dict[str, int]:
+    """Tasks whose heads are asked of fewer than `count` views, and of how many."""
+    asked = {task: len(views_of(head, count)) for task, head in heads.items()}
+    return {task: number for task, number in asked.items() if number < count}
+
+
+def averaged(say: Callable[[Floats, Sequence[str]], Maps], images: Floats, seen: Mapping[str, Sequence[View]]) -> Maps:
     """What a model says of some views of windows, averaged.
 
     Parameters
@@ -79,9 +86,7 @@ def averaged(
     say
         Images (B, 3, S, S) to the maps of tasks, as `Model.maps` gives them.
     seen
-        The first of them is the window as it is.
-    upright
-        Tasks that were learned from upright pictures: of these the first view is all there is to say.
+        Task to its views, of which the first is the window as it is.
 
     Returns
     -------
@@ -89,13 +94,12 @@ def averaged(
         As of `say`. The spread of heights is that of all views' distributions as one: the mean of their variances and
         the variance of their means.
     """
-    first, turned = say(images, tasks), [task for task in tasks if task not in upright]
-    if len(seen) == 1 or not turned:
-        return first
-    others = [
-        {task: _undone(task, maps, view) for task, maps in say(view.of(images), turned).items()} for view in seen[1:]
-    ]
-    return first | {task: _mean(task, np.stack([one[task] for one in (first, *others)])) for task in turned}
+    said = {task: [maps] for task, maps in say(images, list(seen)).items()}
+    for view in dict.fromkeys(view for some in seen.values() for view in some[1:]):
+        asked = [task for task, some in seen.items() if view in some[1:]]
+        for task, maps in say(view.of(images), asked).items():
+            said[task].append(_undone(task, maps, view))
+    return {task: _mean(task, np.stack(maps)) if len(maps) > 1 else maps[0] for task, maps in said.items()}
 
 
 def _undone(task: str, maps: Floats, view: View) -> Floats:

@@ -93,7 +93,7 @@ def _set_head(done: Finished, task: str, recipe: Recipe, prefix: str) -> None:
     if task == "trees":
         head |= {name: done.chosen[f"{prefix}{name}"] for name in ("threshold", "spacing")}
     if recipe.variety.upright:
-        head["upright"] = True
+        head |= {"upright": True, "mirrored": recipe.variety.mirrored}
 
 
 def licence_of(done: Finished) -> Licence:
