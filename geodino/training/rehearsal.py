@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,16 @@ class Rehearsal:
     record: Mapping[str, Any]
 
 
-def rehearsals(folders: Sequence[str | Path], task: Task, *, batch: int) -> tuple[Rehearsal, ...]:
-    """The earlier trainings in folders that `train` left, with crops of `batch` a step.
+def rehearsals(folders: Sequence[str | Path], task: Task, beside: Recipe) -> tuple[Rehearsal, ...]:
+    """The earlier trainings in folders that `train` left.
+
+    Chips are looked at as they were, but upright where the new ones are, and then mirrored east to west if they were
+    before: turned looks would cost what the shared network could know of shadows.
 
     Parameters
     ----------
-    task
-        Of the training that they go beside.
+    task, beside
+        Of the training that they go beside; the crops a step are as many as its own.
 
     Raises
     ------
@@ -42,7 +45,7 @@ def rehearsals(folders: Sequence[str | Path], task: Task, *, batch: int) -> tupl
     ConfigError
         Two trainings of one task.
     """
-    found = tuple(_rehearsal(Path(folder), batch) for folder in folders)
+    found = tuple(_rehearsal(Path(folder), beside) for folder in folders)
     tasks = [task, *(one.chips.task for one in found)]
     for one, folder in zip(found, folders, strict=True):
         if tasks.count(one.chips.task) > 1:
@@ -50,15 +53,18 @@ def rehearsals(folders: Sequence[str | Path], task: Task, *, batch: int) -> tupl
     return found
 
 
-def _rehearsal(folder: Path, batch: int) -> Rehearsal:
+def _rehearsal(folder: Path, beside: Recipe) -> Rehearsal:
     path, kept = folder / "training.json", folder / "work" / "chips"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         settings = record["recipe"]
-        recipe = Recipe(**{**settings, "variety": Variety(**settings["variety"]), "batch": batch})
+        variety = Variety(**settings["variety"])
+        recipe = Recipe(**{**settings, "variety": variety, "batch": beside.batch})
         wanted = record["data"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is no record of a training ({error}): give a folder that `train` left") from error
+    if beside.variety.upright and not variety.upright:
+        recipe = replace(recipe, variety=replace(variety, upright=True, mirrored=True))
     sets = [open_chips(one.parent) for one in sorted(kept.glob("*/chips.json"))]
     for chips in sets:
         if chips.sha256 == wanted:

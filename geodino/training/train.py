@@ -77,7 +77,7 @@ def train(
         What to start from, see `start.begin`.
     rehearse
         Folders of the trainings that made the other heads of `model`: with `finetune` each step sees as many of their
-        chips too, as they looked at them, so that these heads go on learning and nothing is forgotten.
+        chips too, so that these heads go on learning and nothing is forgotten; see `rehearsal`.
     out
         Gets the model; `out/work` the checkpoints and the log. A second call goes on where the first was cut.
     head
@@ -103,7 +103,7 @@ def train(
     learn, tune = parted(chips, recipe)
     if rehearse and not recipe.finetune:
         raise ConfigError("to rehearse is for --finetune alone: without it the other heads stay as they are")
-    earlier = rehearsals(rehearse, chips.task, batch=recipe.batch)
+    earlier = rehearsals(rehearse, chips.task, recipe)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     start = begin(model, chips, head=head, size=recipe.size, seed=recipe.seed)
