@@ -23,6 +23,7 @@ from geodino.errors import ConfigError, ModelError
 from geodino.training.augment import Variety
 from geodino.training.chips import ChipOptions, ChipSet, build_chips
 from geodino.training.recipe import Recipe
+from geodino.training.rehearsal import rehearsals
 from geodino.training.train import Options, train
 
 SMALL = Recipe(
@@ -145,6 +146,20 @@ def test_a_rehearsing_training_that_was_cut_ends_with_the_weights_of_one_that_ra
     train(canopy, trees, tmp_path / "cut", head="pyramid", recipe=recipe, rehearse=[trees])
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_turned_pictures_are_rehearsed_upright_where_the_new_ones_are(
+    upright: bool, trees: Path, tmp_path: Path
+) -> None:
+    record = json.loads((trees / "training.json").read_text())
+    record["recipe"]["variety"] |= {"upright": False, "mirrored": False}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    (tmp_path / "work").symlink_to(trees / "work")
+    new = replace(SMALL, batch=3, variety=Variety(free=0.9, upright=upright))
+    (found,) = rehearsals([tmp_path], "canopy", new)
+    before = SMALL.variety
+    assert found.recipe == replace(SMALL, batch=3, variety=replace(before, upright=upright, mirrored=upright))
 
 
 def test_what_cannot_be_rehearsed_is_refused(trees: Path, both: Path, canopy: ChipSet, tmp_path: Path) -> None:
