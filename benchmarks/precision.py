@@ -1,6 +1,6 @@
 """What fewer bits do to a model's figures and to its speed: float32, bfloat16 and dynamic int8, on the CPU.
 
-    python benchmarks/precision.py --data ../shared/data
+    python benchmarks/precision.py --data data
 
 Figures are those of `geodino evaluate`: trees on the chips of split `val` of urban-trees, heights on autzen_val. Speed
 is that of both heads on windows in memory; the three take turns, and the ratio to float32 is taken within each turn,

@@ -42,11 +42,12 @@ _PARTS = 8
 class Correlation:
     """How far pixels err together.
 
-    The defaults are what nano's errors had on `autzen_val` (0.23 km2 of Eugene, Oregon, lidar against the map, November
-    2026): means of blocks of 5 to 60 m vary as if heights were correlated over 9 to 10 m, and whether a pixel is over
-    2, 5 or 10 m over 6 to 14 m; beyond 45 m a correlation of 0.03 to 0.15 stays. One place and one model: measure your
-    own where it matters. Intervals with them are still too narrow there, because nano is 1.2 m too low, and no interval
-    of this kind knows a bias (docs/statistics.md has the figures).
+    The defaults are what the errors of a first nano had on `autzen_val` (0.23 km2 of Eugene, Oregon, lidar against the
+    map, November 2026): means of blocks of 5 to 60 m varied as if heights were correlated over 9 to 10 m, and whether a
+    pixel is over 2, 5 or 10 m over 6 to 14 m; beyond 45 m a correlation of 0.03 to 0.15 stayed. Those of nano as it
+    is go together over 2 to 5 m and 0.02 there, beside the photo that it learned from; the defaults stay the wider
+    ones, as other ground is not like that. Measure your own where it matters (benchmarks/intervals.py). No interval of
+    this kind knows a bias.
 
     Attributes
     ----------
