@@ -51,7 +51,7 @@ def running_worker(
 
 def until_workers(file: Path, number: int) -> None:
     """Wait for so many workers."""
-    with Client(scheduler_file=str(file)) as client:
+    with Client(scheduler_file=str(file), set_as_default=False) as client:
         client.wait_for_workers(number, timeout=30)
 
 

@@ -17,7 +17,12 @@ def test_the_scheduler_is_not_asked_for_its_workers_at_every_job(
 ) -> None:
     asked = []
     with Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=tmp_path
+        processes=False,
+        n_workers=1,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        local_directory=tmp_path,
+        set_as_default=False,
     ) as client:
         nthreads = client.nthreads
 

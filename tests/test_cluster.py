@@ -18,10 +18,12 @@ from functools import partial
 from pathlib import Path
 
 import cluster_faults
+import dask
+import dask.array
 import pytest
 from cluster_processes import running_scheduler, running_worker, until, until_workers
 from dask.system import CPU_COUNT
-from distributed import Client, Scheduler
+from distributed import Client, Scheduler, default_client
 
 import geodino
 from geodino.cluster.held import register, release
@@ -86,6 +88,11 @@ def test_local_workers_have_their_share_of_threads_and_leave_this_process_as_it_
         assert task_resources(Machines("auto"), client) == {}
         link = client.dashboard_link
         assert not logging.getLogger("distributed").propagate
+        # What the caller computes with Dask is still computed where the caller said.
+        assert dask.config.get("scheduler", None) is None
+        assert int(dask.array.ones(3, chunks=1).sum()) == 3
+        with pytest.raises(ValueError, match="No client"):
+            default_client()
     assert logging.getLogger("distributed").propagate
     assert said.getvalue().splitlines()[0].startswith(f"dashboard: {link}")
     assert dict(os.environ) == before

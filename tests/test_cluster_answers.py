@@ -19,7 +19,12 @@ from geodino.watch import Silent
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("workers")
     with Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=folder
+        processes=False,
+        n_workers=1,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        local_directory=folder,
+        set_as_default=False,
     ) as client:
         yield client
 

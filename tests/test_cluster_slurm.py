@@ -84,7 +84,7 @@ def finish_all(client: Client, resources: dict[str, float], cancel: Callable[[],
     """Do twenty tasks, and cancel the job of their worker after the third."""
     futures = [client.submit(slow_use, number, resources=resources) for number in range(20)]
     done = set()
-    for number, future in enumerate(as_completed(futures, timeout=120)):
+    for number, future in enumerate(as_completed(futures, loop=client.loop, timeout=120)):
         (text, _), which = future.result()
         assert text == "right"
         done.add(which)

@@ -137,7 +137,7 @@ def test_a_second_head_leaves_the_first_and_what_it_stands_on_untouched(
     assert set(both.tasks) == {"trees", "canopy"}
     np.testing.assert_array_equal(both.maps(chips, ["trees"])["trees"], one.maps(chips)["trees"])
     assert set(both.maps(chips)) == {"trees", "canopy"}
-    with pytest.raises(ModelError, match="would change what the other heads"):
+    with pytest.raises(ModelError, match="would change what other heads"):
         train(canopy, tmp_path / "both", tmp_path / "no", head="pyramid", recipe=replace(SMALL, finetune=True))
     with pytest.raises(ModelError, match="trees has only trees, and canopy is asked of it"):
         facts_of(tmp_path / "trees")

@@ -207,7 +207,7 @@ def _local(machines: Machines) -> Iterator[Client]:
             cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=False)
         except (OSError, RuntimeError) as error:
             raise ClusterError(f"--workers {count} cannot be started on this machine: {causes(error)}") from error
-        with cluster, Client(cluster) as client:
+        with cluster, Client(cluster, set_as_default=False) as client:
             client.wait_for_workers(count, timeout=_START_S * count)
             yield client
 
@@ -255,7 +255,7 @@ def _join(scheduler: str) -> Iterator[Client]:
         with warnings.catch_warnings():
             # `survey.check` says the same of our own packages too, by worker.
             warnings.simplefilter("ignore", VersionMismatchWarning)
-            client = Client(address, timeout=ANSWER_S)
+            client = Client(address, timeout=ANSWER_S, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"the scheduler at {address} cannot be joined ({causes(error)}); give one such as tcp://10.0.0.1:8786"
@@ -310,7 +310,7 @@ def _start(name: str, watch: Watch) -> Iterator[Client]:
         cluster = make(**config.kwargs)
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise ConfigError(f"{name}: {config.class_} cannot be started: {causes(error)}") from error
-    with cluster, Client(cluster) as client:
+    with cluster, Client(cluster, set_as_default=False) as client:
         _start_first(cluster, config)
         if config.adapt is not None:
             cluster.adapt(minimum=config.adapt.minimum, maximum=config.adapt.maximum)
