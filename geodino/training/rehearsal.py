@@ -1,7 +1,7 @@
 """What a network must not forget: the chips of earlier trainings, from which it goes on learning beside new ones.
 
-Heads of one network stand on one backbone. Fine-tuned for one of them alone, it would forget the others; where every
-step also sees what those learned from, it serves all of them better than a backbone that only the first has shaped.
+Heads of one network stand on one backbone. Fine-tuned for one of them alone, it would no longer serve the others; so
+every step also sees what those learned from, and their heads move along.
 """
 
 from __future__ import annotations
