@@ -49,6 +49,14 @@ def running_worker(
     return running("dask_worker", *given, has_geodino=has_geodino, cwd=cwd)
 
 
+def client_of_one_worker(folder: Path) -> Client:
+    """A client, to be closed, with a worker of its own in a thread of this process."""
+    return Client(
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=folder,
+        set_as_default=False,
+    )  # fmt: skip
+
+
 def until_workers(file: Path, number: int) -> None:
     """Wait for so many workers."""
     with Client(scheduler_file=str(file), set_as_default=False) as client:

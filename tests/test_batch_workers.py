@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from batch_work import leave_a_line
-from distributed import Client
+from cluster_processes import client_of_one_worker
 
 from geodino.batch.workers import Workers
 from geodino.watch import Silent
@@ -16,14 +16,7 @@ def test_the_scheduler_is_not_asked_for_its_workers_at_every_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    with Client(
-        processes=False,
-        n_workers=1,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        local_directory=tmp_path,
-        set_as_default=False,
-    ) as client:
+    with client_of_one_worker(tmp_path) as client:
         nthreads = client.nthreads
 
         def counted() -> dict[str, int]:

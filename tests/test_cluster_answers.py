@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import rasterio
+from cluster_processes import client_of_one_worker
 from distributed import Client
 from rasterio.errors import RasterioError
 
@@ -17,15 +18,7 @@ from geodino.watch import Silent
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    folder = tmp_path_factory.mktemp("workers")
-    with Client(
-        processes=False,
-        n_workers=1,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        local_directory=folder,
-        set_as_default=False,
-    ) as client:
+    with client_of_one_worker(tmp_path_factory.mktemp("workers")) as client:
         yield client
 
 
