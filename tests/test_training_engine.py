@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,18 +26,12 @@ from geodino.training.engine import rate_at
 from geodino.training.recipe import Recipe
 from geodino.training.train import Options, parted, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = Recipe(
     size=64, batch=4, epochs=4, learning_rate=3e-3, views=2, evaluations=2, tuning=0.3, silog=False,
     variety=Variety(free=0.3, colour=0.2),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,19 +25,13 @@ from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import rehearsals
 from geodino.training.train import Options, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = Recipe(
     size=64, batch=4, epochs=30, learning_rate=3e-3, backbone_rate=1e-3, evaluations=2, tuning=0.3, silog=False,
     finetune=True, variety=Variety(free=0.3, colour=0.2), choose="last",
 )  # fmt: skip
 HEIGHT_M, RADIUS_PX = 15.0, 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
