@@ -17,7 +17,7 @@ from geodino.evaluation.report import Labels, Report, Subject, Task
 from geodino.evaluation.scatter import Scatter
 from geodino.evaluation.sums import Floats, Sums, collect
 from geodino.evaluation.tasks import Settings, report_on
-from geodino.evaluation.tree_points import Trees, density_sums, tree_sums
+from geodino.evaluation.tree_points import Trees, density_on, density_sums, on_ground, tree_sums
 from geodino.grid import Window
 from geodino.trees import find_peaks
 
@@ -238,15 +238,13 @@ def _tree_sums(seen: Seen) -> dict[str, Floats]:
     assert chips.points is not None
     said = trees_said(seen.said, size=chips.size, settings=settings, threshold=min(0.05, settings.threshold))
     counted = seen.counted
-    predicted = _on_ground(said, counted)
-    points = chips.points[seen.index].astype(np.float64)
-    true = _on_ground(Trees(points, np.ones(len(points), np.bool_)), counted)
-    cell = chips.size // seen.said.shape[-1]
+    predicted = on_ground(said.points, counted, said.scores)
+    true = on_ground(chips.points[seen.index].astype(np.float64), counted)
     return {
         **tree_sums(
             predicted, true, gsd_m=chips.gsd_m, threshold=settings.threshold, within_m=settings.within_m, curve=True
         ),
-        **density_sums(float(seen.said[1][counted[cell // 2 :: cell, cell // 2 :: cell]].sum()), true),
+        **density_sums(density_on(seen.said[1], counted), true),
     }
 
 
@@ -273,15 +271,6 @@ SUMS: Mapping[Task, Callable[[Seen], dict[str, Floats]]] = {
     "segment": _segment_sums,
     "classify": _classify_sums,
 }
-
-
-def _on_ground(trees: Trees, counted: npt.NDArray[np.bool_]) -> Trees:
-    """The trees, of which those on counted pixels are the chip's own; the others may still be a neighbour's match.
-
-    A point that an offset carried off the chip is on its outermost pixel.
-    """
-    cols, rows = np.floor(trees.points).astype(np.int64).clip(0, len(counted) - 1).T
-    return Trees(trees.points, counted[rows, cols], trees.scores)
 
 
 def _owned_points(points: npt.NDArray[np.generic], owned: Window) -> npt.NDArray[np.bool_]:

@@ -46,6 +46,21 @@ class Trees:
         return Trees(self.points[keep], self.owned[keep], self.scores[keep])
 
 
+def on_ground(points: Points, counted: Mask, scores: npt.NDArray[np.floating] | None = None) -> Trees:
+    """Trees (N, 2) on a chip, of which those on counted pixels, (S, S), are its own; others may match a neighbour's.
+
+    A point that an offset carried off the chip is on its outermost pixel.
+    """
+    cols, rows = np.floor(points).astype(np.int64).clip(0, len(counted) - 1).T
+    return Trees(points, counted[rows, cols], scores)
+
+
+def density_on(density: npt.NDArray[np.floating], counted: Mask) -> float:
+    """How many trees a density (h, w) holds on counted pixels, (S, S): a cell lies where its middle does."""
+    cell = len(counted) // len(density)
+    return float(density[counted[cell // 2 :: cell, cell // 2 :: cell]].sum())
+
+
 def tree_sums(
     predicted: Trees, true: Trees, *, gsd_m: float, threshold: float, within_m: float = MATCH_M, curve: bool = False
 ) -> dict[str, Floats]:
