@@ -51,7 +51,7 @@ def points(path: Path, xy: npt.NDArray[np.float64], *, crs: str = "EPSG:26910", 
 
 def test_a_map_on_the_labels_pixels_gives_the_plain_figures(tmp_path: Path) -> None:
     truth = heights(430, 620)
-    said = truth + CHANCE.normal(0.5, 2, truth.shape).astype(np.float32)
+    said = np.maximum(truth + CHANCE.normal(0.5, 2, truth.shape), -4).astype(np.float32)
     said[100:120, 100:200], truth[300:, 500:] = -9999, -9999
     write(tmp_path / "map_spread.tif", np.full_like(said, 2.0))
     report = evaluate_map("canopy", write(tmp_path / "map.tif", said), [write(tmp_path / "chm.tif", truth)]).report
@@ -128,7 +128,7 @@ def test_footprints_on_a_map(tmp_path: Path) -> None:
 
 def test_classes_of_a_map(tmp_path: Path) -> None:
     true = CHANCE.integers(1, 4, (120, 90)).astype(np.uint8)
-    said = np.where(true == 3, 0, true - 1).astype(np.uint8)  # the third class is called the first
+    said = np.where(true == 3, 1, true).astype(np.uint8)  # the third class is called the first
     options = LabelOptions(classes=("1=water", "2=tree", "3=roof"))
     report = evaluate_map(
         "segment",
@@ -206,3 +206,44 @@ def test_a_blurred_map_of_real_heights(shared_data: Path, tmp_path: Path) -> Non
     assert value(report, "r2") == pytest.approx(1 - (error**2).mean() / truth.var())
     assert report.settings["constant_m"] == np.median(truth) == 0
     assert value(report, "edge_error") > 0.2
+
+
+@pytest.mark.parametrize(
+    ("classes", "values"), [(("1=tree", "0=other"), (0, 1)), (("5=tree", "0=other", "9=roof", "6=tree"), (0, 5, 6, 9))]
+)
+def test_a_class_map_against_itself_is_right_everywhere(
+    classes: tuple[str, ...], values: tuple[int, ...], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "veg.tif", CHANCE.choice(np.array(values, np.uint8), (90, 80)), nodata=255)
+    report = evaluate_map("segment", path, [path], options=LabelOptions(classes=classes)).report
+    assert value(report, "miou") == value(report, "accuracy") == 1
+    assert report.notes == ("values of the map: " + ", ".join(entry.replace("=", " is ") for entry in classes),)
+
+
+def test_class_polygons_name_the_values_of_a_map(tmp_path: Path) -> None:
+    said = np.full((100, 100), 7, np.uint8)
+    said[:, :50] = 2
+    path = write(tmp_path / "map.tif", said, nodata=255)
+    west, north = WEST, NORTH
+    halves = [box(west, north - 60, west + 30, north), box(west + 30, north - 60, west + 60, north)]
+    drawn = gpd.GeoDataFrame({"code": [2, 7], "name": ["tree", "roof"]}, geometry=halves, crs="EPSG:26910")
+    drawn.to_file(tmp_path / "true.gpkg")
+    for column, classes in (("code", ()), ("code", ("7=roof", "2=tree")), ("name", ("7=roof", "2=tree"))):
+        options = LabelOptions(class_column=column, classes=classes)
+        assert value(evaluate_map("segment", path, [tmp_path / "true.gpkg"], options=options).report, "miou") == 1
+    numbered = write(tmp_path / "numbered.tif", (said == 2).astype(np.uint8), nodata=255)
+    report = evaluate_map("segment", numbered, [tmp_path / "true.gpkg"], options=LabelOptions(class_column="name"))
+    assert value(report.report, "miou") == 1
+    assert report.report.notes == ("values of the map: 0 is roof, 1 is tree",)
+    with pytest.raises(InputError, match=r"^map .*map\.tif hold 2 \(5,000 pixels\), 7 \(5,000 pixels\), and the class"):
+        evaluate_map("segment", path, [tmp_path / "true.gpkg"], options=LabelOptions(class_column="name"))
+
+
+@pytest.mark.parametrize(("wrong", "cause"), [(150.0, "in feet"), (-9999.0, "nodata that is not declared")])
+def test_a_map_of_what_cannot_be_heights_is_refused(wrong: float, cause: str, tmp_path: Path) -> None:
+    truth = heights(60, 60)
+    said = truth.copy()
+    said[3:5, 7:9] = wrong
+    labels = write(tmp_path / "chm.tif", truth)
+    with pytest.raises(InputError, match=rf"^map .*map\.tif: 4 of 3,600 heights cannot be metres of canopy .*{cause}"):
+        evaluate_map("canopy", write(tmp_path / "map.tif", said, nodata=-1), [labels])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,12 @@ from geodino.evaluation.tasks import Settings, report_on
 from geodino.evaluation.tree_points import Trees, tree_sums
 from geodino.grid import Window
 from geodino.models.files import sha256_of
-from geodino.training.label_files import LabelOptions, expand, read_labels
+from geodino.training.chipset import UNKNOWN
+from geodino.training.label_files import LabelOptions, class_table, expand, read_labels
 from geodino.training.label_files import Labels as LabelFiles
 from geodino.training.label_rasters import LabelRaster, describe_raster, read_window
+from geodino.training.pairing import Cut
+from geodino.training.raster_layers import ClassLayer, classes_on, heights_on
 from geodino.training.vector_files import Vectors, only_points, read_vectors
 from geodino.training.vector_layers import FootprintLayer, TreeLayer
 
@@ -55,8 +59,9 @@ def evaluate_map(
     ----------
     path
         Canopy: a raster of heights in metres; its spread is read from FILE_spread.tif beside it. Segment: a raster of
-        classes, numbered in the order of the labels' class table. Trees: points (GeoParquet, GeoPackage, GeoJSON);
-        those with a column `score` count from `settings.threshold` on.
+        classes, whose values mean what `options.classes` says of them (VALUE=NAME), as in the labels; where that has
+        names alone, value 0 is the first class, 1 the second and so on. Trees: points (GeoParquet, GeoPackage,
+        GeoJSON); those with a column `score` count from `settings.threshold` on.
     labels
         Files, as `geodino.training.chips.build_chips` takes them.
     subject
@@ -71,10 +76,10 @@ def evaluate_map(
     """
     if task not in _MAPS:
         raise ConfigError(f"a map of {task} cannot be evaluated: there are maps of {', '.join(_MAPS)}")
-    path, settings = Path(path), settings or Settings()
+    path, settings, options = Path(path), settings or Settings(), options or LabelOptions()
     paths = expand(labels)
-    known = read_labels(task, paths, options or LabelOptions(), frozenset())
-    constant, job, parts = _MAPS[task](path, known, settings)
+    known = read_labels(task, paths, options, frozenset())
+    constant, job, parts = _MAPS[task](path, known, settings, options)
     found = collect(((columns, str(number)) for number, columns in parts), unit=_unit(task, known, settings))
     if not len(found):
         raise InputError(f"nothing of {path} is labelled: check that the labels and the map are of the same ground")
@@ -90,13 +95,15 @@ def evaluate_map(
         dropped={**known.dropped, **job.dropped},
         settings={"gsd_m": job.frame.grid.gsd, "piece_px": PIECE_PX}
         | ({"constant_m": constant} if task == "canopy" else {}),
-        notes=_notes(task, constant, job),
+        notes=_notes(task, constant, job, options),
     )
     filled = report_on(report, sums, settings, class_names=known.class_names)
     return Evaluation(filled, sums, settings, job.scatter if task == "canopy" else None)
 
 
-def _canopy(path: Path, known: LabelFiles, settings: Settings) -> tuple[float, MapJob, Iterator[Part]]:
+def _canopy(
+    path: Path, known: LabelFiles, settings: Settings, options: LabelOptions
+) -> tuple[float, MapJob, Iterator[Part]]:
     raster = _raster(path)
     beside = path.with_name(f"{path.stem}_spread{path.suffix}")
     spread = _raster(beside) if beside.is_file() else None
@@ -115,7 +122,7 @@ def _canopy(path: Path, known: LabelFiles, settings: Settings) -> tuple[float, M
 
 def _height_parts(job: MapJob, raster: LabelRaster, spread: LabelRaster | None, constant: float) -> Iterator[Part]:
     for number, cut, burnt in job.burnt():
-        said, truth = _values(raster, cut.window), np.asarray(burnt.arrays["heights"])
+        said, truth = _heights(raster, cut), np.asarray(burnt.arrays["heights"])
         mine = job.counted(number)
         both = mine & np.isfinite(said) & np.isfinite(truth)
         job.dropped["labelled pixels that the map does not know"] += int((mine & np.isfinite(truth)).sum() - both.sum())
@@ -127,7 +134,7 @@ def _height_parts(job: MapJob, raster: LabelRaster, spread: LabelRaster | None, 
                 said,
                 truth,
                 constant_m=constant,
-                spread=None if spread is None else _values(spread, cut.window),
+                spread=None if spread is None else _spread(spread, cut.window),
                 counted=mine,
                 block=job.settings.block_px,
                 context=_EDGE_PX,
@@ -138,43 +145,49 @@ def _height_parts(job: MapJob, raster: LabelRaster, spread: LabelRaster | None, 
 def _footprint_parts(job: MapJob, raster: LabelRaster, constant: float) -> Iterator[Part]:
     for number, cut, burnt in job.burnt():
         footprints = np.asarray(burnt.arrays["footprints"], np.float64)
-        said = heights_within(_values(raster, cut.window), footprints)
+        said = heights_within(_heights(raster, cut), footprints)
         job.dropped["footprints that the map does not know"] += int(np.isnan(said).sum())
         job.scatter.add(said, footprints[:, 3])
         yield number, footprint_sums(said, footprints[:, 3], constant_m=constant)
 
 
-def _segment(path: Path, known: LabelFiles, settings: Settings) -> tuple[float, MapJob, Iterator[Part]]:
+def _segment(
+    path: Path, known: LabelFiles, settings: Settings, options: LabelOptions
+) -> tuple[float, MapJob, Iterator[Part]]:
     raster = _raster(path)
+    table = _values_of(known, options)
     job = job_of(path, known, frame_of(path, raster), 0, settings)
 
     def parts() -> Iterator[Part]:
         for number, cut, burnt in job.burnt():
-            said, mapped = read_window(raster, cut.window)
+            with _named_a_map():
+                said = classes_on(raster, cut, table)
             classes, labelled = np.asarray(burnt.arrays["classes"]), np.asarray(burnt.arrays["labelled"], np.bool_)
-            mine = job.counted(number)
+            mapped, mine = said != UNKNOWN, job.counted(number)
             job.dropped["labelled pixels that the map does not know"] += int((mine & labelled & ~mapped).sum())
             job.dropped["mapped pixels without a label"] += int((mine & mapped & ~labelled).sum())
             counted = mine & labelled & mapped
-            yield (
-                number,
-                segment_sums(
-                    said.astype(np.int64),
-                    classes,
-                    classes=len(known.class_names),
-                    counted=counted,
-                    block=settings.block_px,
-                ),
-            )
+            sums = segment_sums(said, classes, classes=len(known.class_names), counted=counted, block=settings.block_px)
+            yield number, sums
 
     return math.nan, job, parts()
 
 
-def _trees(path: Path, known: LabelFiles, settings: Settings) -> tuple[float, MapJob, Iterator[Part]]:
-    try:
+def _values_of(known: LabelFiles, options: LabelOptions) -> Mapping[int, int]:
+    """The class of each value of a map: that of the same value in the labels, or else its place among the classes."""
+    if isinstance(known.layer, ClassLayer):
+        return known.layer.table
+    keys, _ = class_table(options.classes or known.class_names)
+    if all(key.isdecimal() for key in keys):
+        return {int(key): index for key, index in keys.items()}
+    return {index: index for index in range(len(known.class_names))}
+
+
+def _trees(
+    path: Path, known: LabelFiles, settings: Settings, options: LabelOptions
+) -> tuple[float, MapJob, Iterator[Part]]:
+    with _named_a_map():
         vectors = only_points(read_vectors(str(path), None, Counter()), "trees")
-    except InputError as error:
-        raise _of_map(error) from error
     frame, spots = frame_of_trees(path, known, vectors)
     scores = _scores(vectors)
     job = job_of(path, known, frame, math.ceil(settings.within_m / TREE_GSD_M) + 1, settings)
@@ -202,7 +215,8 @@ def _trees(path: Path, known: LabelFiles, settings: Settings) -> tuple[float, Ma
     return math.nan, job, parts()
 
 
-_MAPS: Mapping[Task, Callable[[Path, LabelFiles, Settings], tuple[float, MapJob, Iterator[Part]]]] = {
+_Measured = Callable[[Path, LabelFiles, Settings, LabelOptions], tuple[float, MapJob, Iterator[Part]]]
+_MAPS: Mapping[Task, _Measured] = {
     "canopy": _canopy,
     "segment": _segment,
     "trees": _trees,
@@ -210,15 +224,17 @@ _MAPS: Mapping[Task, Callable[[Path, LabelFiles, Settings], tuple[float, MapJob,
 
 
 def _raster(path: Path) -> LabelRaster:
-    try:
+    with _named_a_map():
         return describe_raster(str(path))
-    except InputError as error:
-        raise _of_map(error) from error
 
 
-def _of_map(error: InputError) -> InputError:
+@contextmanager
+def _named_a_map() -> Iterator[None]:
     # Maps are read with the care that labels are read with; only what they are called differs.
-    return InputError(f"map {str(error).removeprefix('labels ')}")
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"map {str(error).removeprefix('labels ')}") from error
 
 
 def _scores(vectors: Vectors) -> Floats:
@@ -242,8 +258,14 @@ def _on_ground(
     return Trees(spots[here], (core & labelled)[down, across], None if scores is None else scores[here])
 
 
-def _values(raster: LabelRaster, window: Window) -> Floats:
-    """The map's values, NaN where it has none."""
+def _heights(raster: LabelRaster, cut: Cut) -> Floats:
+    """The map's heights, metres, NaN where it has none; InputError for those that cannot be metres of canopy."""
+    with _named_a_map():
+        heights, known = heights_on(raster, cut)
+    return np.where(known, heights, np.nan)
+
+
+def _spread(raster: LabelRaster, window: Window) -> Floats:
     stored, known = read_window(raster, window)
     return np.where(known, stored.astype(np.float64) * raster.scale + raster.offset, np.nan)
 
@@ -263,9 +285,13 @@ def _counts(task: Task, columns: Mapping[str, Floats], *, places_count: int) -> 
     return counts | {"pixels" if "block_n" in columns else "footprints": int(columns["n"].sum())}
 
 
-def _notes(task: Task, constant: float, job: MapJob) -> tuple[str, ...]:
+def _notes(task: Task, constant: float, job: MapJob, options: LabelOptions) -> tuple[str, ...]:
     if task == "canopy":
         return (f"the constant is the median of these labels, {constant:.2f} m: the best of all constants for MAE",)
+    if task == "segment":
+        names = job.known.class_names
+        values = ", ".join(f"{value} is {names[index]}" for value, index in _values_of(job.known, options).items())
+        return (f"values of the map: {values}",)
     if task == "trees" and isinstance(job.known.layer, TreeLayer) and job.known.layer.area is None:
         return ("no area says where trees were looked for: squares without a labelled tree are left out",)
     return ()

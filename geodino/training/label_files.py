@@ -155,7 +155,7 @@ def _heights(rasters: tuple[LabelRaster, ...], options: LabelOptions) -> Labels:
 
 
 def _class_rasters(rasters: tuple[LabelRaster, ...], options: LabelOptions) -> Labels:
-    keys, names = _class_table(options.classes)
+    keys, names = class_table(options.classes)
     if not keys:
         raise ConfigError(f"labels {rasters[0].path}: name the classes of its values, such as 0=ground, 1=tree")
     for raster in rasters:
@@ -247,18 +247,20 @@ def _classed(
     found = [_text(value) for part in kept for value in part.column(column)]
     if not found:
         raise InputError(f"labels {parts[0].path}: column {column} is empty")
-    keys, names = _class_table(options.classes or tuple(sorted(set(found))))
-    lacking = Counter(text for text in found if text not in keys)
+    keys, names = class_table(options.classes or tuple(sorted(set(found))))
+    # A value or a name: a map's pixels hold the values of classes whose names polygons hold.
+    classes = {name: index for index, name in enumerate(names)} | keys
+    lacking = Counter(text for text in found if text not in classes)
     if lacking:
         said = ", ".join(f"{text} ({count(number, 'feature')})" for text, number in lacking.most_common(5))
         raise InputError(
             f"labels {parts[0].path}: column {column} holds {said}, and the class table knows {', '.join(keys)} only; "
             "name them in it"
         )
-    return kept, np.array([keys[text] for text in found], np.int64), names
+    return kept, np.array([classes[text] for text in found], np.int64), names
 
 
-def _class_table(entries: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+def class_table(entries: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """The class of each value, and the classes' names in the order of their first entry."""
     pairs = [(value.strip(), name.strip() or value.strip()) for value, _, name in (e.partition("=") for e in entries)]
     names = tuple(dict.fromkeys(name for _, name in pairs))
