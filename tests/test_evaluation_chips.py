@@ -78,6 +78,16 @@ def test_footprints() -> None:
     assert evaluation.scatter is not None and evaluation.scatter.counts.sum() == 16
 
 
+def test_each_footprint_of_overlapping_chips_counts_once_wherever_it_lies_on_its_chip() -> None:
+    # Halfway lines lie at 52 px: a chip's neighbour owns the pixels there, but not what this chip holds.
+    footprints = tuple(np.array([[x, 32, 3, 5] for x in (6, 20, 50, 60)], np.float32) for _ in range(4))
+    chips = made_chips("canopy", 4, per_place=4, step_px=40, footprints=footprints)
+    maps = np.full((4, 1, SIZE, SIZE), 6, np.float32)
+    evaluation = evaluate_chips(says(chips, maps), chips, subject=SUBJECT)
+    assert evaluation.report.counts["footprints"] == 16
+    assert evaluation.scatter is not None and evaluation.scatter.counts.sum() == 16
+
+
 def test_trees_that_are_all_found() -> None:
     chips = made_chips("trees", 12, points=TREES)
     report = evaluate_chips(says(chips, maps_of_trees(TREES)), chips, subject=SUBJECT).report

@@ -126,6 +126,17 @@ def test_footprints_on_a_map(tmp_path: Path) -> None:
     assert report.intervals.startswith("9 squares of 250 px, not over places")
 
 
+def test_every_footprint_is_measured_or_has_a_reason(tmp_path: Path) -> None:
+    said = heights(600, 600)
+    said[:200, :300] = -9999
+    xy = CHANCE.uniform(-40, 400, (200, 2))  # the map ends at 0 and 360 m
+    labels = points(tmp_path / "gedi.gpkg", xy, rh98=np.full(200, 9.0))
+    report = evaluate_map("canopy", write(tmp_path / "map.tif", said), [labels]).report
+    assert report.dropped["footprints that the map does not know"] > 10
+    assert report.dropped["labels off the map"] == ((xy < 0) | (xy > 360)).any(axis=1).sum() > 20
+    assert report.counts["footprints"] + sum(report.dropped.values()) == 200
+
+
 def test_classes_of_a_map(tmp_path: Path) -> None:
     true = CHANCE.integers(1, 4, (120, 90)).astype(np.uint8)
     said = np.where(true == 3, 1, true).astype(np.uint8)  # the third class is called the first
@@ -170,6 +181,10 @@ def test_an_area_says_where_no_tree_is(tmp_path: Path) -> None:
     area.to_file(tmp_path / "area.gpkg")
     whole = evaluate_map("trees", said, [true], options=LabelOptions(area=str(tmp_path / "area.gpkg"))).report
     assert value(whole, "precision") == pytest.approx(2 / 3)
+    assert whole.dropped["labelled trees outside the area"] == 0
+    area.assign(geometry=[box(WEST, NORTH - 35, WEST + 35, NORTH)]).to_file(tmp_path / "small.gpkg")
+    small = evaluate_map("trees", said, [true], options=LabelOptions(area=str(tmp_path / "small.gpkg"))).report
+    assert (small.counts["trees"], small.dropped["labelled trees outside the area"]) == (1, 1)
 
 
 def test_what_does_not_meet_is_refused(tmp_path: Path) -> None:

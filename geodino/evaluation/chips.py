@@ -212,9 +212,8 @@ def _heights(seen: Seen) -> tuple[Floats, Floats]:
     if chips.heights is not None:
         return seen.said[0][seen.counted].astype(np.float64), chips.heights[seen.index][seen.counted].astype(np.float64)
     assert chips.footprints is not None
-    known = np.where(chips.valid[seen.index], seen.said[0], np.nan)
-    mine = _owned_points(chips.footprints[seen.index], seen.owned)
-    found = chips.footprints[seen.index][mine]
+    # All of them: a footprint is in one chip of a scene only, see `FootprintLayer.burn`.
+    found, known = chips.footprints[seen.index], np.where(chips.valid[seen.index], seen.said[0], np.nan)
     return heights_within(known, found), found[:, 3].astype(np.float64)
 
 
@@ -271,12 +270,6 @@ SUMS: Mapping[Task, Callable[[Seen], dict[str, Floats]]] = {
     "segment": _segment_sums,
     "classify": _classify_sums,
 }
-
-
-def _owned_points(points: npt.NDArray[np.generic], owned: Window) -> npt.NDArray[np.bool_]:
-    x, y = np.asarray(points, np.float64)[:, :2].T
-    found: npt.NDArray[np.bool_] = (x >= owned.col) & (x < owned.col_stop) & (y >= owned.row) & (y < owned.row_stop)
-    return found
 
 
 def _constant(chips: ChipSet) -> float:

@@ -37,6 +37,13 @@ SCORE_COLUMNS = ("score", "confidence", "probability")
 # Pixels that an edge needs around its own.
 _EDGE_PX = 1
 
+# What keeps a label from every piece of a map: the squares of trees cover all labels, unless an area leaves some out.
+_OFF: Mapping[Task, str] = {
+    "canopy": "labels off the map",
+    "segment": "labels off the map",
+    "trees": "labelled trees outside the area",
+}
+
 Part = tuple[int, dict[str, Floats]]
 
 
@@ -83,6 +90,7 @@ def evaluate_map(
     found = collect(((columns, str(number)) for number, columns in parts), unit=_unit(task, known, settings))
     if not len(found):
         raise InputError(f"nothing of {path} is labelled: check that the labels and the map are of the same ground")
+    job.dropped[_OFF[task]] += known.layer.count - len(job.met)
     pieces = found.places.astype(np.intp)
     sums = Sums(found.columns, place_of(job, pieces), pieces, found.unit)
     report = Report(
@@ -145,6 +153,10 @@ def _height_parts(job: MapJob, raster: LabelRaster, spread: LabelRaster | None, 
 def _footprint_parts(job: MapJob, raster: LabelRaster, constant: float) -> Iterator[Part]:
     for number, cut, burnt in job.burnt():
         footprints = np.asarray(burnt.arrays["footprints"], np.float64)
+        spots = footprints[:, :2] + (cut.window.col, cut.window.row)
+        on = ((spots >= 0) & (spots < raster.shape[::-1])).all(axis=1)
+        job.dropped[_OFF["canopy"]] += int((~on).sum())
+        footprints = footprints[on]
         said = heights_within(_heights(raster, cut), footprints)
         job.dropped["footprints that the map does not know"] += int(np.isnan(said).sum())
         job.scatter.add(said, footprints[:, 3])

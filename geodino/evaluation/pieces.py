@@ -45,6 +45,8 @@ class MapJob:
         The pieces, each with the context around it that its labels need.
     core
         The same pieces without context: what counts.
+    met
+        Numbers of the labels that lie on pieces; filled by `burnt`.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class MapJob:
     cuts: tuple[Cut, ...]
     core: tuple[Window, ...]
     settings: Settings
+    met: set[int] = field(default_factory=set)
     dropped: Counter[str] = field(default_factory=Counter)
     scatter: Scatter = field(default_factory=Scatter.empty)
 
@@ -61,6 +64,7 @@ class MapJob:
         for number, cut in enumerate(self.cuts):
             burnt = self.known.layer.burn(cut)
             if burnt is not None:
+                self.met.update(burnt.used.tolist())
                 yield number, cut, burnt
 
     def counted(self, number: int) -> npt.NDArray[np.bool_]:
