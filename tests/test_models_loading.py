@@ -15,7 +15,7 @@ from transformers import CHMv2ForDepthEstimation, DINOv3ConvNextModel, DINOv3ViT
 
 from geodino.errors import ModelError
 from geodino.models import facts_of, is_at_hand, load_backbone, load_model
-from geodino.models.catalog import Licence, ModelRow, row, rows
+from geodino.models.catalog import DINOV3_LICENCE, Licence, ModelRow, row, rows
 from geodino.models.checkpoint import load_network, row_of_folder
 from geodino.models.files import sha256_of
 from geodino.models.official import config_of
@@ -253,6 +253,21 @@ def test_a_model_built_like_a_published_one_keeps_its_facts(name: str, tmp_path:
         known.tiling,
         known.gsd_m,
     )
+
+
+@pytest.mark.parametrize("name", ["chmv2", "sat-vitl16", "sat-vit7b16"])
+def test_the_other_red_mean_in_circulation_changes_no_licence(name: str, tmp_path: Path) -> None:
+    known = row(name)
+    other = (0.85 - known.mean[0], *known.mean[1:])
+    found = row_of_folder(describe(tmp_path, replace(known, mean=tuple(round(value, 3) for value in other))))
+    assert (found.licence, found.gsd_m) == (DINOV3_LICENCE, 0.6)
+    assert found.mean == pytest.approx(other)
+
+
+def test_a_dinov3_of_whom_nobody_says_a_licence_may_be_under_the_dinov3_license(tmp_path: Path) -> None:
+    known = replace(row("sat-vitl16"), mean=(0.5, 0.5, 0.5))
+    found = row_of_folder(describe(tmp_path, known)).licence
+    assert found.name == "not stated (DINOv3 License if derived from DINOv3)" and found.url == DINOV3_LICENCE.url
 
 
 @pytest.mark.parametrize("name", ["chmv2", "lvd-vits16"])

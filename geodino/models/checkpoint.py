@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,7 +24,19 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from geodino.errors import ModelError
-from geodino.models.catalog import ConvNeXtShape, Family, Licence, ModelRow, ViTShape, rows
+from geodino.models.catalog import (
+    CHMV2_MEAN,
+    CHMV2_STD,
+    DINOV3_LICENCE,
+    SAT_MEAN,
+    SAT_STD,
+    ConvNeXtShape,
+    Family,
+    Licence,
+    ModelRow,
+    ViTShape,
+    rows,
+)
 from geodino.models.files import check_safetensors, read_json, weight_files
 from geodino.models.network import MODEL_TYPE, HeadedConfig, HeadedNetwork
 from geodino.windows import PATCH, SIDE_MULTIPLE, Tiling
@@ -56,6 +69,11 @@ _NONSENSE = (
 _NAMED_KEYS = 5
 
 CANOPY = ("height", "spread")
+
+Statistics: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+# Every network here is of DINOv3's architecture, and only who made a folder knows whether its weights began at random.
+UNTOLD_LICENCE = Licence(f"not stated ({DINOV3_LICENCE.name} if derived from DINOv3)", DINOV3_LICENCE.url)
 
 
 def load_network(folder: Path, *, bf16: bool = False) -> PreTrainedModel:
@@ -123,8 +141,8 @@ def row_of_folder(folder: Path) -> ModelRow:
     """The facts of a folder that the catalog does not know, from its own files.
 
     Where its architecture and statistics are those of a catalog row, as in a copy or a fine-tuned model, that row's
-    GSD, window, licence and citation hold, unless the folder states its own. Its place on the Hub does not: the
-    weights may be others.
+    GSD, window, licence and citation hold, unless the folder states its own; either of the two red means that are in
+    circulation will do, and the folder's own is used. Its place on the Hub does not: the weights may be others.
 
     Raises
     ------
@@ -143,13 +161,13 @@ def row_of_folder(folder: Path) -> ModelRow:
         mean,
         std,
         _tiling(config),
-        Licence("as stated by its makers", ""),
+        UNTOLD_LICENCE,
         heads=_heads(config),
     )
     for row in rows():
-        if (row.family, row.shape, row.mean, row.std) == (family, shape, mean, std):
+        if (row.family, row.shape) == (family, shape) and _same_statistics((row.mean, row.std), (mean, std)):
             title = f"{row.title}, from {folder.name}"
-            found = replace(row, name=folder.name, title=title, hub_id=None, gated=False, official=())
+            found = replace(row, name=folder.name, title=title, mean=mean, hub_id=None, gated=False, official=())
     return replace(
         found,
         gsd_m=_stated_gsd(folder) or found.gsd_m,
@@ -158,7 +176,13 @@ def row_of_folder(folder: Path) -> ModelRow:
     )
 
 
-def statistics_of(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _same_statistics(published: Statistics, stated: Statistics) -> bool:
+    """Whether they are the same, but for the red mean of SAT-493M that others give."""
+    satellite = ((SAT_MEAN, SAT_STD), (CHMV2_MEAN, CHMV2_STD))
+    return published == stated or (published in satellite and stated in satellite)
+
+
+def statistics_of(folder: Path) -> Statistics:
     """Mean and std of red, green, blue, from preprocessor_config.json."""
     path = folder / "preprocessor_config.json"
     found = read_json(path)
