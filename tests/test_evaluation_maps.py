@@ -171,6 +171,22 @@ def test_tree_points_against_tree_points_in_another_crs(tmp_path: Path) -> None:
     assert value(high, "precision") == 1
 
 
+@pytest.mark.parametrize(
+    ("side", "unit", "count"),
+    [(100, "square of 250 px", 1), (256, "square of 256 px", 1), (520, "square of 260 px", 4)],
+)
+def test_ground_a_little_wider_than_a_square_is_no_second_square(
+    side: int, unit: str, count: int, tmp_path: Path
+) -> None:
+    xy = CHANCE.uniform(0, side * GSD, (200, 2))
+    xy[:2] = [[0.3, 0.3], [side * GSD - 0.3, side * GSD - 0.3]]
+    path = points(tmp_path / "trees.gpkg", xy)
+    report = evaluate_map("trees", path, [path]).report
+    assert report.counts["squares"] == count
+    assert report.figure("count_mae").title == f"count MAE a {unit}"
+    assert report.figure("count_r2").value == (1 if count > 1 else pytest.approx(np.nan, nan_ok=True))
+
+
 def test_an_area_says_where_no_tree_is(tmp_path: Path) -> None:
     true = points(tmp_path / "true.gpkg", np.array([[30.0, 30], [40, 40]]))
     said = points(tmp_path / "said.gpkg", np.array([[30.0, 30], [40, 40], [390, 390]]))

@@ -16,7 +16,7 @@ from geodino.evaluation import canopy
 from geodino.evaluation.chips import Evaluation
 from geodino.evaluation.classes import segment_sums
 from geodino.evaluation.footprints import footprint_sums, heights_within
-from geodino.evaluation.pieces import PIECE_PX, TREE_GSD_M, MapJob, frame_of, frame_of_trees, job_of, place_of
+from geodino.evaluation.pieces import TREE_GSD_M, MapJob, evenly, frame_of, frame_of_trees, job_of, place_of
 from geodino.evaluation.report import Labels, Report, Subject, Task
 from geodino.evaluation.sums import Floats, Sums, collect
 from geodino.evaluation.tasks import Settings, report_on
@@ -87,7 +87,7 @@ def evaluate_map(
     paths = expand(labels)
     known = read_labels(task, paths, options, frozenset())
     constant, job, parts = _MAPS[task](path, known, settings, options)
-    found = collect(((columns, str(number)) for number, columns in parts), unit=_unit(task, known, settings))
+    found = collect(((columns, str(number)) for number, columns in parts), unit=_unit(task, job))
     if not len(found):
         raise InputError(f"nothing of {path} is labelled: check that the labels and the map are of the same ground")
     job.dropped[_OFF[task]] += known.layer.count - len(job.met)
@@ -99,9 +99,9 @@ def evaluate_map(
         Labels(sha256_of([Path(name) for name in paths if Path(name).is_file()])),
         (),
         "",
-        counts=_counts(task, sums.columns, places_count=len(set(sums.places.tolist()))),
+        counts=_counts(task, sums),
         dropped={**known.dropped, **job.dropped},
-        settings={"gsd_m": job.frame.grid.gsd, "piece_px": PIECE_PX}
+        settings={"gsd_m": job.frame.grid.gsd, "pieces": job.unit}
         | ({"constant_m": constant} if task == "canopy" else {}),
         notes=_notes(task, constant, job, options),
     )
@@ -118,10 +118,10 @@ def _canopy(
     layer, frame = known.layer, frame_of(path, raster)
     if isinstance(layer, FootprintLayer):
         reach = math.ceil(float(layer.radius.max(initial=0)) / frame.grid.gsd) + 1
-        job = job_of(path, known, frame, reach, settings)
+        job = job_of(known, frame, reach, settings)
         constant = canopy.median_height([layer.height])
         return constant, job, _footprint_parts(job, raster, constant)
-    job = job_of(path, known, frame, _EDGE_PX, settings)
+    job = job_of(known, frame, _EDGE_PX, settings)
     constant = canopy.median_height(
         np.where(job.counted(number), burnt.arrays["heights"], np.nan) for number, _, burnt in job.burnt()
     )
@@ -168,7 +168,7 @@ def _segment(
 ) -> tuple[float, MapJob, Iterator[Part]]:
     raster = _raster(path)
     table = _values_of(known, options)
-    job = job_of(path, known, frame_of(path, raster), 0, settings)
+    job = job_of(known, frame_of(path, raster), 0, settings)
 
     def parts() -> Iterator[Part]:
         for number, cut, burnt in job.burnt():
@@ -202,7 +202,7 @@ def _trees(
         vectors = only_points(read_vectors(str(path), None, Counter()), "trees")
     frame, spots = frame_of_trees(path, known, vectors)
     scores = _scores(vectors)
-    job = job_of(path, known, frame, math.ceil(settings.within_m / TREE_GSD_M) + 1, settings)
+    job = job_of(known, frame, math.ceil(settings.within_m / TREE_GSD_M) + 1, settings, evenly)
     job.dropped["predicted trees off the labelled ground"] = len(spots)
 
     def parts() -> Iterator[Part]:
@@ -282,16 +282,17 @@ def _spread(raster: LabelRaster, window: Window) -> Floats:
     return np.where(known, stored.astype(np.float64) * raster.scale + raster.offset, np.nan)
 
 
-def _unit(task: Task, known: LabelFiles, settings: Settings) -> str:
-    if task == "trees" or isinstance(known.layer, FootprintLayer):
-        return f"squares of {PIECE_PX} px"
-    return f"blocks of {settings.block_px} px"
+def _unit(task: Task, job: MapJob) -> str:
+    if task == "trees" or isinstance(job.known.layer, FootprintLayer):
+        return job.unit
+    return f"blocks of {job.settings.block_px} px"
 
 
-def _counts(task: Task, columns: Mapping[str, Floats], *, places_count: int) -> dict[str, int]:
-    counts = {"places": places_count}
+def _counts(task: Task, sums: Sums) -> dict[str, int]:
+    columns = sums.columns
+    counts = {"places": len(set(sums.places.tolist()))}
     if task == "trees":
-        return counts | {"squares": len(columns["there"]), "trees": int(columns["there"].sum())}
+        return counts | {sums.unit.split()[0]: len(sums), "trees": int(columns["there"].sum())}
     if task == "segment":
         return counts | {"pixels": int(columns["confusion"].sum())}
     return counts | {"pixels" if "block_n" in columns else "footprints": int(columns["n"].sum())}
@@ -305,5 +306,5 @@ def _notes(task: Task, constant: float, job: MapJob, options: LabelOptions) -> t
         values = ", ".join(f"{value} is {names[index]}" for value, index in _values_of(job.known, options).items())
         return (f"values of the map: {values}",)
     if task == "trees" and isinstance(job.known.layer, TreeLayer) and job.known.layer.area is None:
-        return ("no area says where trees were looked for: squares without a labelled tree are left out",)
+        return (f"no area says where trees were looked for: {job.unit} without a labelled tree are left out",)
     return ()

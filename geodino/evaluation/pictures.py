@@ -134,7 +134,7 @@ def _counts(evaluation: Evaluation) -> Figure | None:
     if "said" not in sums.columns:
         return None
     there, said = sums.columns["there"], sums.columns["said"]
-    figure, axes = blank(5.6, 5.5, report, f"Trees in each {_piece(evaluation)}, predicted against labelled")
+    figure, axes = blank(5.6, 5.5, report, f"Trees in each {sums.piece}, predicted against labelled")
     side = max(5.0, 1.05 * float(max(there.max(), said.max())))
     axes.plot([0, side], [0, side], color=INK, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
     _name_diagonal(axes, side)
@@ -213,11 +213,6 @@ PICTURES: Mapping[Task, Mapping[str, Callable[[Evaluation], Figure | None]]] = {
     "segment": {"confusion.png": _confusion},
     "classify": {"confusion.png": _confusion},
 }
-
-
-def _piece(evaluation: Evaluation) -> str:
-    unit = evaluation.sums.unit
-    return "chip" if unit == "chips" else unit.replace("cells", "cell")
 
 
 def _name_diagonal(axes: Axes, side: float) -> None:

@@ -1,9 +1,10 @@
-"""A map cut into squares, each with the labels that lie on it."""
+"""A map cut into pieces, each with the labels that lie on it."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,10 +30,12 @@ from geodino.training.splits import places
 from geodino.training.vector_files import Vectors
 
 PIECE_PX = 250
-"""Pixels: a map is judged in squares of this side, hung on its north-west corner; five blocks of block R2."""
+"""Pixels: a raster is judged in squares of this side, hung on its north-west corner; five blocks of block R2. The
+ground of tree points is divided into equal pieces with sides as near to it as may be: trees are counted by piece, and
+a sliver would count as much as a square."""
 
 TREE_GSD_M = 0.6
-"""Metres a pixel of the squares in which a map of points is judged: they are as large as a training chip."""
+"""Metres a pixel of the pieces in which a map of points is judged: they are as large as a training chip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,6 @@ class MapJob:
         Numbers of the labels that lie on pieces; filled by `burnt`.
     """
 
-    path: Path
     known: Labels
     frame: Frame
     cuts: tuple[Cut, ...]
@@ -58,6 +60,12 @@ class MapJob:
     met: set[int] = field(default_factory=set)
     dropped: Counter[str] = field(default_factory=Counter)
     scatter: Scatter = field(default_factory=Scatter.empty)
+
+    @property
+    def unit(self) -> str:
+        """What the pieces are: "squares of 250 px", "rectangles of 256 x 300 px"."""
+        height, width = self.core[0].shape
+        return f"squares of {height} px" if height == width else f"rectangles of {height} x {width} px"
 
     def burnt(self) -> Iterator[tuple[int, Cut, Burnt]]:
         """The pieces that have labels, by number."""
@@ -110,31 +118,58 @@ def frame_of_trees(path: Path, known: Labels, vectors: Vectors) -> tuple[Frame, 
     return frame, frame.pixels(said)
 
 
-def job_of(path: Path, known: Labels, frame: Frame, context: int, settings: Settings) -> MapJob:
-    """The map's squares that may hold labels, each with `context` pixels around it."""
+def lattice(start: int, stop: int, first: int) -> range:
+    """Where pieces of `PIECE_PX` begin that hang on `first` and meet a span."""
+    at = first + (start - first) // PIECE_PX * PIECE_PX
+    return range(at, stop, PIECE_PX)
+
+
+def evenly(start: int, stop: int, first: int) -> range:
+    """Where equal pieces begin that divide a span, as near to `PIECE_PX` as may be; the last may reach just beyond."""
+    return range(start, stop, math.ceil((stop - start) / max(1, round((stop - start) / PIECE_PX))))
+
+
+def job_of(
+    known: Labels,
+    frame: Frame,
+    context: int,
+    settings: Settings,
+    starts: Callable[[int, int, int], range] = lattice,
+) -> MapJob:
+    """The map's pieces that may hold labels, each with `context` pixels around it.
+
+    Parameters
+    ----------
+    starts
+        From a span's start and stop and the map's first pixel to where pieces begin: `lattice` or `evenly`.
+    """
     extent = frame.extent
     found = known.layer.windows(frame, PIECE_PX)
     if not found:
-        raise InputError(f"no label lies on {path}: check the CRS of both")
+        raise InputError(f"no label lies on {frame.scene.bands[0].href}: check the CRS of both")
     top, left = min(w.row for w in found), min(w.col for w in found)
     bottom, right = max(w.row_stop for w in found), max(w.col_stop for w in found)
     over = Window(top, left, bottom - top, right - left).intersection(extent)
-    rows = range((over.row - extent.row) // PIECE_PX, -(-(over.row_stop - extent.row) // PIECE_PX))
-    cols = range((over.col - extent.col) // PIECE_PX, -(-(over.col_stop - extent.col) // PIECE_PX))
+    rows = starts(over.row, over.row_stop, extent.row)
+    cols = starts(over.col, over.col_stop, extent.col)
 
-    def square(row: int, col: int) -> Window:
-        return Window(extent.row + row * PIECE_PX, extent.col + col * PIECE_PX, PIECE_PX, PIECE_PX)
+    def piece(row: int, col: int) -> Window:
+        return Window(row, col, rows.step, cols.step)
 
     def cut(row: int, col: int) -> Cut:
-        # A footprint belongs to the square whose centre is nearest: one of these, if not of others too.
+        # A footprint belongs to the piece whose centre is nearest: one of these, if not of others too.
         beside = (
-            square(r, c) for r in range(row - 1, row + 2) if r in rows for c in range(col - 1, col + 2) if c in cols
+            piece(r, c)
+            for r in range(row - rows.step, row + rows.step + 1, rows.step)
+            if r in rows
+            for c in range(col - cols.step, col + cols.step + 1, cols.step)
+            if c in cols
         )
-        return Cut(frame, square(row, col).padded(context), tuple(window.padded(context) for window in beside))
+        return Cut(frame, piece(row, col).padded(context), tuple(window.padded(context) for window in beside))
 
-    places = [(row, col) for row in rows for col in cols]
-    core = tuple(square(*place) for place in places)
-    return MapJob(path, known, frame, tuple(cut(*place) for place in places), core, settings)
+    corners = [(row, col) for row in rows for col in cols]
+    core = tuple(piece(*corner) for corner in corners)
+    return MapJob(known, frame, tuple(cut(*corner) for corner in corners), core, settings)
 
 
 def place_of(job: MapJob, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.str_]:

@@ -40,7 +40,7 @@ class Formula:
     Attributes
     ----------
     name, title
-        In JSON, and in tables and pictures.
+        In JSON, and in tables and pictures; "{piece}" in a title stands for what a unit of ground is.
     unit
         "m", "%", or "" for a pure number.
     of
@@ -94,6 +94,12 @@ class Sums:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def piece(self) -> str:
+        """What one unit is: "chip", "square of 250 px"."""
+        noun, *rest = self.unit.split(" ")
+        return " ".join([noun.removesuffix("s"), *rest])
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Sums:
         """The units of a mask (U,)."""

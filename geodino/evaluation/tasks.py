@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -160,7 +160,7 @@ def report_on(
         task=report.task,
         subject=report.subject,
         labels=report.labels,
-        figures=figures(row.whole, row.for_whole(drawn.totals)),
+        figures=figures(_titled(row, sums), row.for_whole(drawn.totals)),
         intervals=drawn.over,
         parts=parts,
         counts=report.counts,
@@ -174,4 +174,8 @@ def report_on(
 
 def _figures(row: TaskRow, sums: Sums, settings: Settings) -> tuple[Figure, ...]:
     drawn = resample(sums, resamples=settings.resamples, seed=settings.seed)
-    return figures(row.whole, row.for_whole(drawn.totals))
+    return figures(_titled(row, sums), row.for_whole(drawn.totals))
+
+
+def _titled(row: TaskRow, sums: Sums) -> tuple[Formula, ...]:
+    return tuple(replace(formula, title=formula.title.format(piece=sums.piece)) for formula in row.whole)

@@ -108,8 +108,8 @@ TREE_FORMULAS = (
     Formula("f1", "F1", "", lambda t: f1(ratio(t["said_hit"], t["said"]), ratio(t["there_hit"], t["there"]))),
     Formula("distance_m", "mean distance of matches", "m", lambda t: ratio(t["metres"], t["there_hit"])),
     Formula("distance_rmse_m", "RMSE of matches", "m", lambda t: np.sqrt(ratio(t["square_metres"], t["there_hit"]))),
-    Formula("count_mae", "count MAE a chip", "trees", lambda t: ratio(t["count_abs"], t["chips"])),
-    Formula("count_rmse", "count RMSE a chip", "trees", lambda t: np.sqrt(ratio(t["count_square"], t["chips"]))),
+    Formula("count_mae", "count MAE a {piece}", "trees", lambda t: ratio(t["count_abs"], t["chips"])),
+    Formula("count_rmse", "count RMSE a {piece}", "trees", lambda t: np.sqrt(ratio(t["count_square"], t["chips"]))),
     Formula("count_r2", "count R2", "", lambda t: r2(t["count_square"], t["chips"], t["there"], t["there_square"])),
     Formula("count_bias", "count bias", "%", lambda t: 100 * (ratio(t["said"], t["there"]) - 1)),
 )
@@ -117,8 +117,8 @@ TREE_FORMULAS = (
 DENSITY_FORMULAS = tuple(
     Formula(name, title, unit, of, "density")
     for name, title, unit, of in (
-        ("density_mae", "density MAE a chip", "trees", lambda t: ratio(t["density_abs"], t["chips"])),
-        ("density_rmse", "density RMSE a chip", "trees", lambda t: np.sqrt(ratio(t["density_square"], t["chips"]))),
+        ("density_mae", "density MAE a {piece}", "trees", lambda t: ratio(t["density_abs"], t["chips"])),
+        ("density_rmse", "density RMSE a {piece}", "trees", lambda t: np.sqrt(ratio(t["density_square"], t["chips"]))),
         ("density_r2", "density R2", "", lambda t: r2(t["density_square"], t["chips"], t["there"], t["there_square"])),
         ("density_bias", "density bias", "%", lambda t: 100 * (ratio(t["density"], t["there"]) - 1)),
     )
