@@ -30,8 +30,9 @@ from geodino.models.precision import Precision, autocast
 from geodino.training.chipset import ChipSet
 from geodino.training.features import Features, look_at, view_rng
 from geodino.training.recipe import Recipe
+from geodino.training.strata import known_share, strata
 from geodino.training.targets import Targets, targets
-from geodino.training.tasks import TASKS, Measured, known_share
+from geodino.training.tasks import TASKS, Measured
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
 
@@ -181,7 +182,7 @@ def _chosen(job: Job, step: int, rng: np.random.Generator) -> np.ndarray:
 
     Where pixels are labelled and not chips, a chip is drawn as often as it has labelled ground.
     """
-    recipe, task = job.recipe, TASKS[job.chips.task]
+    recipe = job.recipe
     if job.chips.heights is not None or job.chips.classes is not None:
         chosen = _by_share(job, job.learn, rng, recipe.batch)
     else:
@@ -192,10 +193,10 @@ def _chosen(job: Job, step: int, rng: np.random.Generator) -> np.ndarray:
         ]
         first = int(turns[0]) // len(job.learn)
         chosen = np.array([orders[turn // len(job.learn) - first][turn % len(job.learn)] for turn in turns.tolist()])
-    strata = task.strata(job.chips, job.learn)
-    if strata:
+    groups = strata(job.chips, job.learn)
+    if groups:
         for place in np.flatnonzero(rng.random(len(chosen)) < recipe.balance):
-            chosen[place] = _by_share(job, strata[int(rng.integers(len(strata)))], rng, 1)[0]
+            chosen[place] = _by_share(job, groups[int(rng.integers(len(groups)))], rng, 1)[0]
     return chosen
 
 

@@ -1,22 +1,33 @@
-"""What the training loop needs of each task: its loss, its classes to balance by, its figures on tuning chips."""
+"""What the training loop needs of each task: its loss, its figures on tuning chips, and when to doubt these."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from geodino.evaluation.matching import match_points
+from geodino.evaluation.classes import CLASSIFY_FORMULAS, SEGMENT_FORMULAS, classify_sums, segment_sums
+from geodino.evaluation.ownership import owned_windows
+from geodino.evaluation.sums import Floats, Formula, Totals, collect
+from geodino.evaluation.tree_points import (
+    DENSITY_FORMULAS,
+    TREE_FORMULAS,
+    density_on,
+    density_sums,
+    on_ground,
+    tree_sums,
+)
+from geodino.grid import Window
 from geodino.models.heads import HeightMaps, TreeMaps
 from geodino.models.network import HeadedNetwork
 from geodino.models.precision import autocast
 from geodino.models.pyramid import CELL
 from geodino.training.augment import plain_look
-from geodino.training.chipset import ChipSet, Task
+from geodino.training.chipset import Task
 from geodino.training.losses import TALL_SHARE, TreeTargets, canopy_loss, enlarged, footprint_loss, tree_loss
 from geodino.training.recipe import Recipe
 from geodino.training.targets import UNKNOWN_CLASS, Targets, targets
@@ -25,10 +36,7 @@ from geodino.trees import find_peaks
 if TYPE_CHECKING:
     from geodino.training.engine import Job
 
-# Metres; half of the crops are drawn by class first, so that tall trees are not rare.
-HEIGHT_CLASSES = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, np.inf)
 THRESHOLDS = np.round(np.arange(0.10, 0.701, 0.02), 2)
-MATCH_M = 6.0
 # Cells: a tree is the hottest cell of the square of so many around it.
 SPACINGS = (1, 2, 3)
 # Differences of F1 under this are luck on some dozens of chips, while the counts of such settings are up to 15 % apart.
@@ -37,18 +45,41 @@ _BATCH = 8
 
 
 class Measured(NamedTuple):
-    """Figures on the tuning chips, and the one that chooses: the higher the better."""
+    """Figures on the tuning chips, NaN where they have no value, and the one that chooses: the higher the better."""
 
     figures: dict[str, float]
     score: float
 
 
 class TaskRow(NamedTuple):
-    """One task."""
+    """One task.
+
+    Attributes
+    ----------
+    doubt
+        How these figures are no better than what needs no training, in a sentence; empty if they are better.
+    """
 
     loss: Callable[[Any, Targets, float, Recipe], torch.Tensor]
-    strata: Callable[[ChipSet, np.ndarray], Sequence[np.ndarray]]
     measure: Callable[[HeadedNetwork, Job], Measured]
+    doubt: Callable[[Mapping[str, float]], str]
+
+
+class Seen(NamedTuple):
+    """What the network says of the middle of a chip, and what it should.
+
+    Attributes
+    ----------
+    chip
+        Its number in the set.
+    counted
+        Bool (S, S): labelled, and this chip's own where tuning chips overlap.
+    """
+
+    chip: int
+    said: Any
+    wanted: Targets
+    counted: npt.NDArray[np.bool_]
 
 
 def _canopy_loss(found: HeightMaps, wanted: Targets, progress: float, recipe: Recipe) -> torch.Tensor:
@@ -73,98 +104,62 @@ def _classify_loss(found: torch.Tensor, wanted: Targets, progress: float, recipe
     return functional.cross_entropy(found, wanted["label"])
 
 
-def _by_height(chips: ChipSet, indices: np.ndarray) -> Sequence[np.ndarray]:
-    """Chips by the class of their tall canopy, the 95th percentile of the known heights."""
-    tall = _tall_of(chips)[indices]
-    return [found for low, high in pairwise(HEIGHT_CLASSES) if len(found := indices[(tall >= low) & (tall < high)])]
-
-
-_TALL: dict[str, np.ndarray] = {}
-_KNOWN: dict[str, np.ndarray] = {}
-
-
-def known_share(chips: ChipSet) -> np.ndarray:
-    """Share of each chip whose ground is known, (N,): chips with little of it are drawn seldom."""
-    if chips.sha256 not in _KNOWN:
-        _KNOWN[chips.sha256] = np.array([float(np.mean(known)) for known in chips.labelled])
-    return _KNOWN[chips.sha256]
-
-
-def _tall_of(chips: ChipSet) -> np.ndarray:
-    if chips.sha256 not in _TALL:
-        known: Iterable[np.ndarray] = (
-            (h[np.isfinite(h)] for h in chips.heights)
-            if chips.heights is not None
-            else (discs[:, 3] for discs in chips.footprints or ())
-        )
-        _TALL[chips.sha256] = np.array([np.percentile(heights, 95) if len(heights) else 0.0 for heights in known])
-    return _TALL[chips.sha256]
-
-
-def _by_label(chips: ChipSet, indices: np.ndarray) -> Sequence[np.ndarray]:
-    assert chips.labels is not None
-    labels = np.asarray(chips.labels)[indices]
-    return [indices[labels == label] for label in np.unique(labels)]
-
-
-def _none(chips: ChipSet, indices: np.ndarray) -> Sequence[np.ndarray]:
-    return ()
-
-
-def predictions(network: HeadedNetwork, job: Job, indices: np.ndarray) -> Iterator[tuple[int, Any, Targets]]:
-    """What the network says of the middle of each chip, one by one, and what it should."""
-    task, look = job.chips.task, plain_look(job.chips.size, job.recipe.size)
+def predictions(network: HeadedNetwork, job: Job) -> Iterator[Seen]:
+    """What the network says of the tuning chips, one by one."""
+    chips, look = job.chips, plain_look(job.chips.size, job.recipe.size)
     top = int(look.centre[1] - look.size / 2)
     here = slice(top, top + look.size)
-    for start in range(0, len(indices), _BATCH):
-        batch = [int(i) for i in indices[start : start + _BATCH]]
-        images = torch.from_numpy(np.stack([job.chips.image(i)[:, here, here] for i in batch])).to(job.device)
+    owned = owned_windows(chips.table.iloc[job.tune], chips.size, chips.gsd_m)
+    for start in range(0, len(job.tune), _BATCH):
+        batch = [int(i) for i in job.tune[start : start + _BATCH]]
+        images = torch.from_numpy(np.stack([chips.image(i)[:, here, here] for i in batch])).to(job.device)
         with torch.inference_mode(), autocast(job.device, job.precision):
-            found = network(job.normalise(images), [task])[task]
+            found = network(job.normalise(images), [chips.task])[chips.task]
         for row, index in enumerate(batch):
             one = (
                 type(found)(*(m[row : row + 1].cpu() for m in found)) if isinstance(found, tuple) else found[row].cpu()
             )
-            yield index, one, targets(job.chips, index, look)
+            mine = owned[start + row].slices_in(Window(0, 0, chips.size, chips.size))
+            counted = np.zeros((chips.size, chips.size), np.bool_)
+            counted[mine] = chips.labelled[index][mine]
+            yield Seen(index, one, targets(chips, index, look), counted[here, here])
 
 
 def _measure_trees(network: HeadedNetwork, job: Job) -> Measured:
-    """F1 within 6 m at the best threshold and spacing, and how well the density counts."""
+    """F1 at the best threshold and spacing, and how well the density counts; on labelled ground alone."""
     look = plain_look(job.chips.size, job.recipe.size)
     tried = [(spacing, float(threshold)) for spacing in SPACINGS for threshold in THRESHOLDS]
-    hits, found_n, true_n = np.zeros(len(tried)), np.zeros(len(tried)), 0
-    counted, truly = [], []
-    for index, maps, _ in predictions(network, job, job.tune):
+    parts: list[list[dict[str, Floats]]] = [[] for _ in tried]
+    for seen in predictions(network, job):
         assert job.chips.points is not None
-        points = look.points(job.chips.points[index])
-        points = points[((points >= 0) & (points < look.size)).all(axis=1)]
-        heat, offset = maps.heat[0].sigmoid().numpy(), maps.offset[0].numpy()
+        points = look.points(job.chips.points[seen.chip])
+        true = on_ground(points[((points >= 0) & (points < look.size)).all(axis=1)], seen.counted)
+        heat, offset = seen.said.heat[0].sigmoid().numpy(), seen.said.offset[0].numpy()
         peaks = {s: find_peaks(heat, offset, threshold=float(THRESHOLDS[0]), spacing=s, cell=CELL) for s in SPACINGS}
-        for k, (spacing, threshold) in enumerate(tried):
-            kept = peaks[spacing].above(threshold).points
-            hits[k] += len(match_points(kept, points, within=MATCH_M / job.chips.gsd_m))
-            found_n[k] += len(kept)
-        true_n += len(points)
-        counted.append(float(maps.density.sum()))
-        truly.append(len(points))
-    f1 = 2 * hits / np.maximum(found_n + true_n, 1)
-    best = best_setting(f1, found_n, true_n)
+        said = {s: on_ground(found.points, seen.counted, found.scores) for s, found in peaks.items()}
+        density = density_sums(density_on(seen.said.density[0].float().numpy(), seen.counted), true)
+        for part, (spacing, threshold) in zip(parts, tried, strict=True):
+            part.append(density | tree_sums(said[spacing], true, gsd_m=job.chips.gsd_m, threshold=threshold))
+    totals = [_total(part) for part in parts]
+    f1 = np.array([_figures(TREE_FORMULAS, total)["f1"] for total in totals])
+    best = best_setting(f1, np.array([float(total["said"][0]) for total in totals]), float(totals[0]["there"][0]))
+    figures = _figures((*TREE_FORMULAS, *DENSITY_FORMULAS), totals[best])
     return Measured(
         {
-            "f1": float(f1[best]),
+            "f1": figures["f1"],
             "spacing": tried[best][0],
             "threshold": tried[best][1],
-            "precision": float(hits[best] / max(found_n[best], 1)),
-            "recall": float(hits[best] / max(true_n, 1)),
-            "count_bias": float(found_n[best] / max(true_n, 1) - 1),
-            "density_r2": _r2(np.array(counted), np.array(truly, float)),
-            "density_bias": sum(counted) / max(sum(truly), 1) - 1,
+            "precision": figures["precision"],
+            "recall": figures["recall"],
+            "count_bias": figures["count_bias"] / 100,
+            "density_r2": figures["density_r2"],
+            "density_bias": figures["density_bias"] / 100,
         },
-        float(f1[best]),
+        figures["f1"],
     )
 
 
-def best_setting(f1: np.ndarray, found: np.ndarray, true: int) -> int:
+def best_setting(f1: np.ndarray, found: np.ndarray, true: float) -> int:
     """Which of the settings, (N,), is best: of those as good as the highest F1, within `F1_TIE`, the best counting one.
 
     Parameters
@@ -176,17 +171,18 @@ def best_setting(f1: np.ndarray, found: np.ndarray, true: int) -> int:
 
 
 def _measure_canopy(network: HeadedNetwork, job: Job) -> Measured:
-    """MAE, bias and R2 in metres over all known pixels, beside the MAE of the median."""
+    """MAE, bias and R2 in metres over all known pixels or footprints, beside the MAE of the median."""
     found, wanted = [], []
-    for _, maps, target in predictions(network, job, job.tune):
-        height = enlarged(maps.height, target["known"].shape)[0]
+    for seen in predictions(network, job):
+        target = seen.wanted
+        height = enlarged(seen.said.height, target["known"].shape)[0]
         if "disc" in target:
             numbers = torch.isfinite(target["tallest"]).nonzero()[:, 0].tolist()
             inside = [height[target["disc"] == k + 1].quantile(TALL_SHARE) for k in numbers]
             found.append(np.array([float(value) for value in inside]))
             wanted.append(target["tallest"][numbers].numpy())
             continue
-        known = target["known"]
+        known = target["known"] & torch.from_numpy(seen.counted)
         found.append(height[known].numpy())
         wanted.append(target["height"][known].numpy())
     predicted, truth = np.concatenate(found).astype(np.float64), np.concatenate(wanted).astype(np.float64)
@@ -201,24 +197,33 @@ def _measure_canopy(network: HeadedNetwork, job: Job) -> Measured:
 
 
 def _measure_segment(network: HeadedNetwork, job: Job) -> Measured:
-    count = len(job.chips.class_names)
-    confusion = np.zeros((count, count), np.int64)
-    for _, logits, target in predictions(network, job, job.tune):
-        classes = target["classes"]
-        sized = functional.interpolate(logits[None], size=tuple(classes.shape), mode="bilinear", align_corners=False)
-        known = classes != UNKNOWN_CLASS
-        np.add.at(confusion, (classes[known].numpy(), sized[0].argmax(0)[known].numpy()), 1)
-    both = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - both
-    seen = confusion.sum(1) > 0
-    miou = float((both[seen] / union[seen]).mean()) if seen.any() else 0.0
-    return Measured({"miou": miou, "accuracy": float(both.sum() / max(confusion.sum(), 1))}, miou)
+    parts = []
+    for seen in predictions(network, job):
+        classes = seen.wanted["classes"]
+        size = tuple(classes.shape)
+        sized = functional.interpolate(seen.said[None], size=size, mode="bilinear", align_corners=False)
+        count = len(job.chips.class_names)
+        parts.append(segment_sums(sized[0].argmax(0).numpy(), classes.numpy(), classes=count, counted=seen.counted))
+    figures = _figures(SEGMENT_FORMULAS, _total(parts))
+    return Measured(figures, figures["miou"])
 
 
 def _measure_classify(network: HeadedNetwork, job: Job) -> Measured:
-    right = [int(logits.argmax()) == int(target["label"]) for _, logits, target in predictions(network, job, job.tune)]
-    accuracy = float(np.mean(right))
-    return Measured({"accuracy": accuracy}, accuracy)
+    count = len(job.chips.class_names)
+    parts = [
+        classify_sums(int(seen.said.argmax()), int(seen.wanted["label"]), classes=count)
+        for seen in predictions(network, job)
+    ]
+    figures = _figures(CLASSIFY_FORMULAS, _total(parts))
+    return Measured(figures, figures["accuracy"])
+
+
+def _total(parts: Sequence[Mapping[str, Floats]]) -> Totals:
+    return collect(((part, "") for part in parts), unit="chips").total()
+
+
+def _figures(formulas: Sequence[Formula], totals: Totals) -> dict[str, float]:
+    return {formula.name: float(formula.of(totals)[0]) for formula in formulas}
 
 
 def _r2(found: np.ndarray, truth: np.ndarray) -> float:
@@ -226,9 +231,23 @@ def _r2(found: np.ndarray, truth: np.ndarray) -> float:
     return 1 - float(((found - truth) ** 2).sum()) / total if total else float("nan")
 
 
+def _doubt_canopy(figures: Mapping[str, float]) -> str:
+    mae, constant = figures["mae_m"], figures["constant_mae_m"]
+    return "" if mae < constant else f"MAE {mae:.2f} m, and {constant:.2f} m of the median height alone"
+
+
+def _doubt_trees(figures: Mapping[str, float]) -> str:
+    return "" if figures["f1"] > 0 else "F1 0, none of the trees is found"
+
+
+def _doubt_classes(figures: Mapping[str, float]) -> str:
+    accuracy, commonest = figures["accuracy"], figures["commonest_accuracy"]
+    return "" if accuracy > commonest else f"accuracy {accuracy:.2f}, and {commonest:.2f} of the commonest class alone"
+
+
 TASKS: Mapping[Task, TaskRow] = {
-    "canopy": TaskRow(_canopy_loss, _by_height, _measure_canopy),
-    "trees": TaskRow(_tree_loss, _none, _measure_trees),
-    "segment": TaskRow(_segment_loss, _none, _measure_segment),
-    "classify": TaskRow(_classify_loss, _by_label, _measure_classify),
+    "canopy": TaskRow(_canopy_loss, _measure_canopy, _doubt_canopy),
+    "trees": TaskRow(_tree_loss, _measure_trees, _doubt_trees),
+    "segment": TaskRow(_segment_loss, _measure_segment, _doubt_classes),
+    "classify": TaskRow(_classify_loss, _measure_classify, _doubt_classes),
 }
