@@ -88,6 +88,21 @@ def test_each_footprint_of_overlapping_chips_counts_once_wherever_it_lies_on_its
     assert evaluation.scatter is not None and evaluation.scatter.counts.sum() == 16
 
 
+def test_blocks_are_those_of_the_scene_whatever_chips_show_them() -> None:
+    """A scene of 304 x 64 px: in one strip of overlapping chips, six whole blocks of 50 px and a rest."""
+    scene = np.random.default_rng(3).gamma(1, 6, (SIZE, 304)).astype(np.float32)
+    starts = range(0, 241, 40)
+    heights = np.stack([scene[:, start : start + SIZE] for start in starts])
+    chips = made_chips("canopy", 7, per_place=7, step_px=40, heights=heights)
+    error = np.random.default_rng(4).normal(0, 0.1, 304).astype(np.float32) + np.linspace(-1, 1, 304, dtype=np.float32)
+    said = np.stack([(scene + error)[:, start : start + SIZE] for start in starts])[:, None]
+    report = evaluate_chips(says(chips, said), chips, subject=SUBJECT).report
+    means = np.stack([grid[:50, :300].reshape(50, 6, 50).mean(axis=(0, 2)) for grid in (scene, scene + error)])
+    wanted = 1 - ((means[1] - means[0]) ** 2).sum() / ((means[0] - means[0].mean()) ** 2).sum()
+    assert report.figure("block_r2").value == pytest.approx(wanted, rel=1e-5)
+    assert report.notes[-1].startswith("block R2 is over 6 blocks of 50 x 50 px")
+
+
 def test_trees_that_are_all_found() -> None:
     chips = made_chips("trees", 12, points=TREES)
     report = evaluate_chips(says(chips, maps_of_trees(TREES)), chips, subject=SUBJECT).report

@@ -1,7 +1,9 @@
 """Canopy height: how far predicted heights are from measured ones, pixel by pixel and by height class.
 
 Block R2 and edge error are the figures of the CHMv2 paper (arXiv:2603.06382, table 2): R2 of means over 50 x 50 px, and
-the difference of Sobel gradients. The paper gives no formula for the latter that we have seen. Ours is the sum of
+the difference of Sobel gradients. Blocks hang on the north-west corner of a scene's chips, or of a map, whatever chips
+or pieces they are read in, and those of which less than `WHOLE` is known are left out: a mean over fewer pixels is
+another figure. The paper gives no formula for edges that we have seen. Ours is the sum of
 |edge of the map - edge of the truth| over the sum of both edges, an edge being the magnitude of the Sobel gradient: 0
 for the same edges, 1 for a flat map or for edges that are all elsewhere. Compare it between our own figures only.
 """
@@ -9,13 +11,14 @@ for the same edges, 1 for a flat map or for edges that are all elsewhere. Compar
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from geodino.evaluation.sums import Floats, Formula, Totals, r2, ratio
+from geodino.evaluation.sums import Floats, Formula, Sums, Totals, r2, ratio
 
 Heights = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -26,6 +29,8 @@ CLASS_EDGES_M = (2.0, 5.0, 10.0, 20.0, 30.0)
 CLASS_NAMES = ("0 to 2 m", *(f"{low:g} to {high:g} m" for low, high in pairwise(CLASS_EDGES_M)), "over 30 m")
 
 BLOCK_PX = 50
+WHOLE = 0.9
+"""Share of a block's pixels that must be known for block R2: CHMs have small holes."""
 
 # Heights are binned this fine to find their median without holding them all.
 _MEDIAN_STEP_M = 0.01
@@ -40,9 +45,11 @@ def canopy_sums(
     spread: Heights | None = None,
     counted: Mask | None = None,
     block: int = BLOCK_PX,
-    context: int = 0,
+    corner: tuple[int, int] = (0, 0),
 ) -> dict[str, Floats]:
-    """Return the sums of each block of a chip or a piece of a map, one row a block that has any known pixel.
+    """Return the sums of what a chip or a piece of a map holds of each block, one row a block with any known pixel.
+
+    Two columns say which block; `with_blocks` takes them for the sums of whole blocks.
 
     Parameters
     ----------
@@ -55,14 +62,14 @@ def canopy_sums(
     counted
         (H, W): pixels that count here; others are context for edges only. All where left out.
     block
-        Pixels; the last blocks of a row and of a column may be cut short.
-    context
-        Pixels from the array's north-west corner, down and across, to where blocks begin; none before them count.
+        Pixels.
+    corner
+        Row and col of the array's first pixel, from where blocks hang.
     """
     truth, said = measured.astype(np.float64), predicted.astype(np.float64)
     known = np.isfinite(truth) & np.isfinite(said)
     here = known & (True if counted is None else counted)
-    squares = _Squares(here, truth, block, context)
+    squares = _Squares(here, truth, block, corner)
     error = np.where(known, said - truth, 0.0)
     columns = {
         "n": squares.by_class(np.ones_like(error)),
@@ -75,9 +82,46 @@ def canopy_sums(
         **_edge_sums(said, truth, known, squares),
         **(_spread_sums(spread, error, squares) if spread is not None else {}),
     }
-    columns |= _block_sums(columns, block)
+    columns["block_row"], columns["block_col"] = squares.places()
     some = columns["n"].sum(axis=1) > 0
     return {name: values[some] for name, values in columns.items()}
+
+
+def with_blocks(sums: Sums, scenes: npt.NDArray[np.generic], *, block: int = BLOCK_PX) -> Sums:
+    """The sums with those of block means, over whole blocks, each on the first unit that holds some of it.
+
+    Parameters
+    ----------
+    sums
+        Of `canopy_sums`.
+    scenes
+        (U,): the scene of each unit, whose blocks have nothing to do with those of others.
+    """
+    columns = dict(sums.columns)
+    rows, cols = columns.pop("block_row"), columns.pop("block_col")
+    _, scene = np.unique(scenes, return_inverse=True)
+    _, first, of_unit = np.unique(np.stack([scene, rows, cols]), axis=1, return_index=True, return_inverse=True)
+    pixels, truth, error = (np.bincount(of_unit.ravel(), columns[name].sum(axis=1)) for name in ("n", "truth", "error"))
+    whole = pixels >= WHOLE * block**2
+    means = {name: np.where(whole, ratio(total, pixels), 0.0) for name, total in (("truth", truth), ("error", error))}
+    of_blocks = {
+        "block_n": whole.astype(np.float64),
+        "block_truth": means["truth"],
+        "block_truth_square": means["truth"] ** 2,
+        "block_square": means["error"] ** 2,
+    }
+    for name, values in of_blocks.items():
+        columns[name] = np.zeros(len(sums))
+        columns[name][first] = values
+    return replace(sums, columns=columns)
+
+
+def block_note(sums: Sums, block: int) -> str:
+    """What block R2 rests on."""
+    return (
+        f"block R2 is over {int(sums.columns['block_n'].sum())} blocks of {block} x {block} px, of which at least "
+        f"{100 * WHOLE:.0f} % of the pixels are known"
+    )
 
 
 HEIGHT_FORMULAS = (
@@ -143,19 +187,24 @@ def median_height(heights: Iterable[Heights]) -> float:
 class _Squares:
     """Where pixels belong: (blocks, classes) sums of arrays (H, W) over the pixels that count."""
 
-    def __init__(self, counted: Mask, truth: Floats, block: int, context: int) -> None:
+    def __init__(self, counted: Mask, truth: Floats, block: int, corner: tuple[int, int]) -> None:
         self.counted = counted
-        self.counted[:context], self.counted[:, :context] = False, False
-        down, across = (-(-(side - context) // block) for side in counted.shape)
-        rows, cols = np.nonzero(self.counted)
-        blocks = (rows - context) // block * across + (cols - context) // block
-        self.shape = (down * across, len(CLASS_NAMES))
-        classes = np.searchsorted(CLASS_EDGES_M, truth[self.counted], side="right")
+        row, col = ((np.arange(side) + start) // block for side, start in zip(counted.shape, corner, strict=True))
+        self._rows, self._cols = np.arange(row[0], row[-1] + 1), np.arange(col[0], col[-1] + 1)
+        self.shape = (len(self._rows) * len(self._cols), len(CLASS_NAMES))
+        rows, cols = np.nonzero(counted)
+        blocks = (row[rows] - row[0]) * len(self._cols) + col[cols] - col[0]
+        classes = np.searchsorted(CLASS_EDGES_M, truth[counted], side="right")
         self._index = blocks * self.shape[1] + classes
 
     def by_class(self, values: Floats) -> Floats:
         found = np.bincount(self._index, values[self.counted], minlength=self.shape[0] * self.shape[1])
         return found.reshape(self.shape).astype(np.float64)
+
+    def places(self) -> tuple[Floats, Floats]:
+        """(blocks,): row and col of each block among those of its scene."""
+        rows, cols = np.meshgrid(self._rows, self._cols, indexing="ij")
+        return rows.ravel().astype(np.float64), cols.ravel().astype(np.float64)
 
 
 def _edge_sums(said: Floats, truth: Floats, known: Mask, squares: _Squares) -> dict[str, Floats]:
@@ -187,20 +236,6 @@ def _spread_sums(spread: Heights, error: Floats, squares: _Squares) -> dict[str,
         "spread_abs": squares.by_class(wide * apart),
         "told_abs": squares.by_class(apart),
         "told_square": squares.by_class(apart**2),
-    }
-
-
-def _block_sums(columns: dict[str, Floats], block: int) -> dict[str, Floats]:
-    """Sums of block means, over the blocks of which at least half is known."""
-    pixels = columns["n"].sum(axis=1)
-    half = pixels >= block * block / 2
-    truth = np.where(half, ratio(columns["truth"].sum(axis=1), pixels), 0.0)
-    error = np.where(half, ratio(columns["error"].sum(axis=1), pixels), 0.0)
-    return {
-        "block_n": half.astype(np.float64),
-        "block_truth": truth,
-        "block_truth_square": truth**2,
-        "block_square": error**2,
     }
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from geodino.errors import InputError, ModelError
 from geodino.evaluation import canopy, classes
 from geodino.evaluation.footprints import footprint_sums, heights_within
-from geodino.evaluation.ownership import owned_windows
+from geodino.evaluation.ownership import corners, owned_windows
 from geodino.evaluation.report import Labels, Report, Subject, Task
 from geodino.evaluation.scatter import Scatter
 from geodino.evaluation.sums import Floats, Sums, collect
@@ -66,6 +66,8 @@ class Seen:
         As `Predict` gives it, without the batch.
     owned
         The part of the chip that counts.
+    corner
+        Row and col of its first pixel among the chips of its scene.
     constant_m
         What the constant predictor answers, of canopy.
     """
@@ -74,6 +76,7 @@ class Seen:
     index: int
     said: Array
     owned: Window
+    corner: tuple[int, int]
     constant_m: float
     settings: Settings
 
@@ -145,10 +148,11 @@ def evaluate_folds(
     constant = _constant(chips)
     scatter = Scatter.empty() if chips.task == "canopy" else None
     places = chips.table["place"].astype(str).to_numpy()
+    starts = [(row, col) for row, col in corners(chips.table, chips.gsd_m).tolist()]
 
     def parts() -> Iterator[tuple[dict[str, Floats], str]]:
         for index, owned, said in _predicted(predicts, chips, folds, batch):
-            seen = Seen(chips, index, said, owned, constant, each[int(folds[index])])
+            seen = Seen(chips, index, said, owned, starts[index], constant, each[int(folds[index])])
             if scatter is not None:
                 scatter.add(*_heights(seen))
             yield SUMS[chips.task](seen), places[index]
@@ -156,6 +160,8 @@ def evaluate_folds(
     sums = collect(parts(), unit=_unit(chips, first))
     if not len(sums):
         raise InputError(f"nothing is labelled on {len(chips)} chips: check that the labels lie on the imagery")
+    if "block_row" in sums.columns:
+        sums = canopy.with_blocks(sums, chips.table["scene"].to_numpy()[sums.chips], block=first.block_px)
     parts_of = {name: np.array([str(value) for value in values])[sums.chips] for name, values in (by or {}).items()}
     if len(predicts) > 1:
         parts_of = {"fold": folds.astype(np.str_)[sums.chips], **parts_of}
@@ -229,6 +235,7 @@ def _canopy_sums(seen: Seen) -> dict[str, Floats]:
         spread=seen.said[1] if len(seen.said) > 1 else None,
         counted=seen.counted,
         block=seen.settings.block_px,
+        corner=seen.corner,
     )
 
 

@@ -93,6 +93,9 @@ def evaluate_map(
     job.dropped[_OFF[task]] += known.layer.count - len(job.met)
     pieces = found.places.astype(np.intp)
     sums = Sums(found.columns, place_of(job, pieces), pieces, found.unit)
+    if "block_row" in sums.columns:
+        sums = canopy.with_blocks(sums, np.zeros(len(sums), np.intp), block=settings.block_px)
+    used: dict[str, float | int | str] = {"gsd_m": job.frame.grid.gsd, "pieces": job.unit}
     report = Report(
         task,
         subject or Subject(path.name, sha256_of([path])),
@@ -101,8 +104,7 @@ def evaluate_map(
         "",
         counts=_counts(task, sums),
         dropped={**known.dropped, **job.dropped},
-        settings={"gsd_m": job.frame.grid.gsd, "pieces": job.unit}
-        | ({"constant_m": constant} if task == "canopy" else {}),
+        settings=used | ({"constant_m": constant} if task == "canopy" else {}),
         notes=_notes(task, constant, job, options),
     )
     filled = report_on(report, sums, settings, class_names=known.class_names)
@@ -145,7 +147,7 @@ def _height_parts(job: MapJob, raster: LabelRaster, spread: LabelRaster | None, 
                 spread=None if spread is None else _spread(spread, cut.window),
                 counted=mine,
                 block=job.settings.block_px,
-                context=_EDGE_PX,
+                corner=(cut.window.row - job.frame.extent.row, cut.window.col - job.frame.extent.col),
             ),
         )
 

@@ -11,6 +11,23 @@ import pandas as pd
 from geodino.grid import Window
 
 
+def corners(table: pd.DataFrame, gsd_m: float) -> npt.NDArray[np.int64]:
+    """(N, 2), row and col of each chip's first pixel from the north-west corner of its scene's chips.
+
+    Parameters
+    ----------
+    table
+        Of a ChipSet: scene, west, north (CRS units of the north-west corner).
+    gsd_m
+        CRS units a pixel.
+    """
+    scenes = table.groupby("scene")
+    down = scenes["north"].transform("max") - table["north"]
+    across = table["west"] - scenes["west"].transform("min")
+    found: npt.NDArray[np.int64] = np.round(np.stack([down, across], axis=1) / gsd_m).astype(np.int64)
+    return found
+
+
 def owned_windows(table: pd.DataFrame, size: int, gsd_m: float) -> list[Window]:
     """Return the part of each chip, in its own pixels, that it owns.
 
@@ -28,11 +45,11 @@ def owned_windows(table: pd.DataFrame, size: int, gsd_m: float) -> list[Window]:
         CRS units a pixel.
     """
     found = [Window(0, 0, size, size)] * len(table)
-    for _, chips in table.reset_index(drop=True).groupby("scene", sort=False):
-        rows = np.round((chips["north"].max() - chips["north"].to_numpy()) / gsd_m).astype(np.int64)
-        cols = np.round((chips["west"].to_numpy() - chips["west"].min()) / gsd_m).astype(np.int64)
+    places = corners(table, gsd_m)
+    for chips in table.reset_index(drop=True).groupby("scene", sort=False).indices.values():
+        rows, cols = places[chips].T
         down, across = _spans(rows, size), _spans(cols, size)
-        for index, row, col in zip(chips.index, rows.tolist(), cols.tolist(), strict=True):
+        for index, row, col in zip(chips.tolist(), rows.tolist(), cols.tolist(), strict=True):
             (top, bottom), (left, right) = down[row], across[col]
             found[index] = Window(top - row, left - col, bottom - top, right - left)
     return found

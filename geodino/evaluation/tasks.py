@@ -168,7 +168,7 @@ def report_on(
         settings={name: known[name] for name in row.uses} | dict(report.settings),
         curve=tree_points.curve_of(sums) if "curve_said" in sums.columns else (),
         confusion=tuple(tuple(int(count) for count in line) for line in confusion),
-        notes=report.notes,
+        notes=(*report.notes, *((canopy.block_note(sums, settings.block_px),) if "block_n" in sums.columns else ())),
     )
 
 
