@@ -101,14 +101,16 @@ def with_blocks(sums: Sums, scenes: npt.NDArray[np.generic], *, block: int = BLO
     rows, cols = columns.pop("block_row"), columns.pop("block_col")
     _, scene = np.unique(scenes, return_inverse=True)
     _, first, of_unit = np.unique(np.stack([scene, rows, cols]), axis=1, return_index=True, return_inverse=True)
-    pixels, truth, error = (np.bincount(of_unit.ravel(), columns[name].sum(axis=1)) for name in ("n", "truth", "error"))
+    pixels, truth, error = (
+        np.bincount(of_unit.ravel(), columns[name].sum(axis=1)).astype(np.float64) for name in ("n", "truth", "error")
+    )
     whole = pixels >= WHOLE * block**2
-    means = {name: np.where(whole, ratio(total, pixels), 0.0) for name, total in (("truth", truth), ("error", error))}
+    truth, error = (np.where(whole, ratio(total, pixels), 0.0) for total in (truth, error))
     of_blocks = {
         "block_n": whole.astype(np.float64),
-        "block_truth": means["truth"],
-        "block_truth_square": means["truth"] ** 2,
-        "block_square": means["error"] ** 2,
+        "block_truth": truth,
+        "block_truth_square": truth**2,
+        "block_square": error**2,
     }
     for name, values in of_blocks.items():
         columns[name] = np.zeros(len(sums))
