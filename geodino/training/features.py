@@ -6,10 +6,12 @@ The folder belongs to one set of weights, chips and looks; its key says which, a
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from geodino.models.dinov3 import Tap
 from geodino.models.network import HeadedNetwork
 from geodino.training.augment import Look, Variety, draw_look, plain_look, recolour, see
 from geodino.training.chipset import ChipSet
+from geodino.training.whole import read_json, write_json, write_text
 
 _BATCH = 8
 
@@ -77,31 +80,17 @@ def cached_features(
     Raises
     ------
     ModelError
-        If the folder holds features of other weights, chips or looks.
+        The folder holds features of other weights, chips or looks, or a file of it is damaged or cut short; or there
+        is no room for them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stated, path, place = folder / "key.json", folder / "tokens.npy", folder / "done.txt"
-    wanted = json.loads(json.dumps(asdict(key)))
-    if stated.is_file():
-        held = json.loads(stated.read_text())
-        if held != wanted:
-            apart = ", ".join(f"{name} {held.get(name)}" for name in wanted if held.get(name) != wanted[name])
-            raise ModelError(f"{folder} holds features of {apart}: remove it, or give another folder with --cache")
     tokens_a_look = (key.size // network.config.patch_size) ** 2 + 1
     shape = (len(chips), key.views, len(key.taps), tokens_a_look, network.config.backbone_config.hidden_size)
-    size_bytes = 2 * int(np.prod(shape))
-    if not path.is_file():
-        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-        if free < size_bytes:
-            raise ModelError(
-                f"features take {size_bytes / 1e9:.1f} GB and {folder} has {free / 1e9:.1f}: fewer --views"
-            )
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
-        place.write_text("0")
-        stated.write_text(json.dumps(wanted, indent=2))
-    tokens = np.lib.format.open_memmap(path, mode="r+")
+    place = folder / "done.txt"
+    if not _is_held(folder, key):
+        _begin(folder, key, shape)
+    tokens = _tokens(folder, shape)
     looks = [(index, view) for index in range(len(chips)) for view in range(key.views)]
-    for start in range(int(place.read_text()), len(looks), _BATCH):
+    for start in range(_done(place, len(looks)), len(looks), _BATCH):
         batch = looks[start : start + _BATCH]
         seen = [look_at(chips, i, view_rng(key.seed, i, v), key.variety, key.size, plain=v == 0)[0] for i, v in batch]
         with torch.inference_mode():
@@ -111,6 +100,61 @@ def cached_features(
                 tokens[i, v, level, 0] = tap.cls[row].float().cpu().numpy()
                 tokens[i, v, level, 1:] = tap.patches[row].float().cpu().numpy()
         tokens.flush()
-        place.write_text(str(start + len(batch)))
+        write_text(place, str(start + len(batch)))
         told(start + len(batch), len(looks))
-    return Features(np.load(path, mmap_mode="r"))
+    return Features(np.load(folder / "tokens.npy", mmap_mode="r"))
+
+
+def _is_held(folder: Path, key: Key) -> bool:
+    """Whether the folder holds features of this key, complete or not; ModelError if of another."""
+    stated = folder / "key.json"
+    if not stated.is_file():
+        return False
+    held, wanted = read_json(stated, remedy=f"remove {folder}, its features are computed anew"), _plain(key)
+    if held != wanted:
+        apart = ", ".join(f"{name} {held.get(name)}" for name in wanted if held.get(name) != wanted[name])
+        raise ModelError(f"{folder} holds features of {apart}: remove it, or give another folder with --cache")
+    return True
+
+
+def _begin(folder: Path, key: Key, shape: tuple[int, ...]) -> None:
+    """Make room for the features of a key; the key comes last, so that without it nothing in the folder counts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, size_bytes = folder / "tokens.npy", 2 * math.prod(shape)
+    path.unlink(missing_ok=True)
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    if free < size_bytes:
+        raise ModelError(f"features take {size_bytes / 1e9:.1f} GB and {folder} has {free / 1e9:.1f}: fewer --views")
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
+    write_text(folder / "done.txt", "0")
+    write_json(folder / "key.json", _plain(key))
+
+
+def _tokens(folder: Path, shape: tuple[int, ...]) -> np.memmap:
+    """The file of features, to write into; ModelError unless it is as long as it says and as large as it must be."""
+    path, remedy = folder / "tokens.npy", f"remove {folder}, its features are computed anew"
+    try:
+        # Opened to read first: opened to write, a short file would grow and its end be zeros.
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise ModelError(f"{path} is damaged or cut short ({error}): {remedy}") from error
+    if found.shape != shape or found.dtype != np.float16:
+        raise ModelError(f"{path} holds {found.dtype} {found.shape} and not float16 {shape}: {remedy}")
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
+def _done(place: Path, looks: int) -> int:
+    """How many looks are computed."""
+    said = place.read_text() if place.is_file() else ""
+    if not (said.strip().isdecimal() and int(said) <= looks):
+        raise ModelError(
+            f"{place} says {said!r} and not how many of {looks} looks are computed: "
+            f"remove {place.parent}, its features are computed anew"
+        )
+    return int(said)
+
+
+def _plain(key: Key) -> dict[str, Any]:
+    """The key as JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(key)))
+    return found
