@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -39,7 +41,8 @@ class Recipe:
     variety
         How far the looks differ from the chips.
     balance
-        Share of the crops drawn by class (heights, classes, labels) rather than by chip.
+        Share of the crops drawn by class rather than by chip, each class as often as any: height classes of canopy,
+        classes of segment, labels of classify; trees have none. See `strata`.
     silog
         Whether canopy begins with the log loss of the published schedule.
     doubt
@@ -80,14 +83,24 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.size < SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:
             raise ConfigError(f"size {self.size} px must be a multiple of {SIDE_MULTIPLE}")
-        for name in ("batch", "epochs", "learning_rate", "views", "evaluations"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} {getattr(self, name)} must be above 0")
-        if not self.doubt >= 0:
-            raise ConfigError(f"doubt {self.doubt} must be at least 0")
-        if not 0 < self.tuning < 1:
-            raise ConfigError(f"tuning {self.tuning} must be a share between 0 and 1")
+        for names, (fits, meaning) in _LIMITS.items():
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ConfigError(f"{name} {getattr(self, name)} must be {meaning}")
 
     def digest(self) -> str:
         """A hash of all settings."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+# Settings, and what they must be; NaN is none of it.
+_LIMITS: Mapping[tuple[str, ...], tuple[Callable[[float], bool], str]] = {
+    ("batch", "views", "evaluations"): (lambda value: value >= 1, "at least 1"),
+    ("epochs", "clip"): (lambda value: 0 < value < math.inf, "a number above 0"),
+    # The rates are AdamW's steps: above 1 nothing ever learned.
+    ("learning_rate", "backbone_rate", "layer_decay"): (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    ("weight_decay", "doubt"): (lambda value: 0 <= value < math.inf, "a number of at least 0"),
+    ("balance",): (lambda value: 0 <= value <= 1, "a share, from 0 to 1"),
+    ("warm_up", "average"): (lambda value: 0 <= value < 1, "a share, at least 0 and under 1"),
+    ("tuning",): (lambda value: 0 < value < 1, "a share between 0 and 1"),
+}
