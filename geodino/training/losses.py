@@ -19,8 +19,9 @@ from geodino.models.heads import HeightMaps, TreeMaps
 # Shares of the steps, from the published 100,000.
 SILOG_UNTIL = 0.30
 GRADIENT_FROM, GRADIENT_UNTIL, GRADIENT_WEIGHT = 0.05, 0.50, 0.075
-# Share of the squared mean that is forgiven (Eigen et al. 2014, arXiv:1406.2283, use 0.5; DINOv3's depth 0.15).
-SILOG_FORGIVEN = 0.15
+# Share of the squared mean that counts beside the variance; the rest, that all is too tall by one factor, is forgiven
+# (Eigen et al. 2014, arXiv:1406.2283, equation 4, keep 0.5; AdaBins and DINOv3's depth head 0.15).
+SILOG_KEPT = 0.15
 # Metres: the log loss must not see differences below what a lidar sees.
 SILOG_FLOOR_M = 0.5
 CHARBONNIER_M = 1.0
@@ -166,7 +167,7 @@ def silog_loss(found: torch.Tensor, wanted: torch.Tensor, known: torch.Tensor) -
     apart = torch.log(found.clamp_min(SILOG_FLOOR_M)) - torch.log(wanted.clamp_min(SILOG_FLOOR_M))
     mean = _mean(apart, known)
     square = _mean(apart.square(), known)
-    return (square - (1 - SILOG_FORGIVEN) * mean.square() + 1e-6).sqrt()
+    return (square - (1 - SILOG_KEPT) * mean.square() + 1e-6).sqrt()
 
 
 def gradient_loss(found: torch.Tensor, wanted: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
