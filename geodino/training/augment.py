@@ -50,8 +50,6 @@ class Variety:
 # Radians.
 _NEARLY_UPRIGHT = 0.2
 
-PLAIN = Variety(free=0.0, zoom=0.0, shift=0.0, colour=0.0)
-
 
 @dataclass(frozen=True)
 class Look:
