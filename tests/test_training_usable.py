@@ -36,7 +36,7 @@ CORNER = np.array([[2, 2]], np.float32)
     [
         (
             "canopy", {"footprints": discs(*[(32, 32, 20)] * 4)},
-            "crops of 3 chips of 64 px hold no footprint; 4 of 4 footprints are wider than crops of 32 px and teach nothing",
+            "crops of 3 chips of 64 px hold no footprint; 4 of 4 footprints are wider than crops of 32 px and teach",
         ),
         (
             "canopy", {"footprints": discs(*[(8, 8, 5)] * 4)},

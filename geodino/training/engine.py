@@ -33,6 +33,7 @@ from geodino.training.recipe import Recipe
 from geodino.training.strata import known_share, strata
 from geodino.training.targets import Targets, targets
 from geodino.training.tasks import TASKS, Measured
+from geodino.training.whole import finite, read_json, write_json, write_text
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
 
@@ -278,19 +279,40 @@ def _measure(state: State, job: Job, losses: Sequence[float]) -> None:
     line = {
         "step": state.step,
         "elapsed_s": round(state.elapsed_s, 1),
-        "loss": float(np.mean(losses)) if losses else math.nan,
+        "loss": float(np.mean(losses)),
         "rate": job.recipe.learning_rate * rate_at(job.recipe, state.step / steps_of(job)),
         **found.figures,
         **{f"{task}_{name}": value for task, figures in others.items() for name, value in figures.items()},
     }
+    if not math.isfinite(found.score):
+        raise ModelError(f"the tuning chips cannot be measured by at step {state.step}: {line}")
     names = ["last"]
-    if found.score > state.best:
+    # The later of equals: where nothing is learned for long, the first would be the random weights of the start.
+    if found.score >= state.best:
         state.best = found.score
         names.append("best")
     for name in names:
         save(state.average, job.folder / f"{name}.safetensors")
-        (job.folder / f"{name}.json").write_text(json.dumps(line))
-    state.log.append(line)
+        write_json(job.folder / f"{name}.json", finite(line))
+    state.log.append(finite(line))
+
+
+def load_kept(job: Job) -> dict[str, Any]:
+    """Take up the weights that `recipe.choose` names; what was measured of them, a line of the log.
+
+    Raises
+    ------
+    ModelError
+        Their file is damaged, cut short or gone.
+    """
+    path = job.folder / f"{job.recipe.choose}.safetensors"
+    remedy = f"remove the folders {job.folder / 'checkpoint-*'} to train again"
+    line = read_json(path.with_suffix(".json"), remedy=remedy)
+    try:
+        job.network.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{path} is damaged or cut short ({error}): {remedy}") from error
+    return finite(line)
 
 
 def save(network: HeadedNetwork, path: Path) -> None:
@@ -310,10 +332,10 @@ def _checkpoint(state: State, job: Job) -> None:
     save(state.average, part / "average.safetensors")
     torch.save(state.optimizer.state_dict(), part / "optimizer.pt")
     place = {"identity": job.identity, "step": state.step, "elapsed_s": state.elapsed_s, "best": state.best}
-    (part / "place.json").write_text(json.dumps({**place, "log": state.log}))
+    write_json(part / "place.json", {**place, "log": state.log})
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
-    (job.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in state.log))
+    write_text(job.folder / "log.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in state.log))
     for older in sorted(job.folder.glob("checkpoint-*"))[:-1]:
         shutil.rmtree(older)
 
@@ -338,7 +360,7 @@ def resume(state: State, job: Job) -> None:
             raise
         raise ModelError(f"{newest} is damaged or cut short ({error}): remove it to begin again") from error
     state.step, state.elapsed_s = int(place["step"]), float(place["elapsed_s"])
-    state.best, state.log = float(place["best"]), list(place["log"])
+    state.best, state.log = float(place["best"]), [finite(line) for line in place["log"]]
 
 
 def _block(name: str, depth: int) -> int:
