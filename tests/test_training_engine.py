@@ -23,8 +23,9 @@ from geodino.models.loading import facts_of
 from geodino.training.augment import Variety
 from geodino.training.chips import ChipOptions, ChipSet, build_chips
 from geodino.training.engine import rate_at
+from geodino.training.parting import parted
 from geodino.training.recipe import Recipe
-from geodino.training.train import Options, parted, train
+from geodino.training.train import Options, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,7 +168,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_computed(
         train(canopy, "new", tmp_path, head="linear", recipe=SMALL)
     with pytest.raises(ConfigError, match="crops of 128 px do not fit chips of 64 px"):
         train(canopy, backbone, tmp_path, head="linear", recipe=replace(SMALL, size=128))
-    with pytest.raises(InputError, match="1 chips to learn from and 0 to choose by, of 1 in all"):
+    with pytest.raises(InputError, match="1 chip to learn from and 0 to choose by, of 1 in all"):
         train(canopy.subset([0]), backbone, tmp_path, head="linear", recipe=SMALL)
     with pytest.raises(ConfigError, match="size 50 px must be a multiple of 32"):
         Recipe(size=50)

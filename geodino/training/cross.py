@@ -13,9 +13,10 @@ from geodino.evaluation.models import HEADS, predictor_of, settings_of
 from geodino.evaluation.report import Subject
 from geodino.models.loading import load_model
 from geodino.training.chipset import ChipSet
+from geodino.training.parting import FEW_PLACES, block_places, squares
 from geodino.training.recipe import Recipe
-from geodino.training.splits import folds
-from geodino.training.train import FEW_PLACES, Options, Told, beside_chosen, block_places, train
+from geodino.training.splits import beside, folds
+from geodino.training.train import Options, Told, train
 
 
 def cross_validate(
@@ -72,5 +73,5 @@ def cross_validate(
 
 def _splits(chips: ChipSet, held: npt.NDArray[np.bool_], *, blocks: bool) -> list[str]:
     """`val` for what a fold's model may not see: the fold, and what lies beside it where blocks part the ground."""
-    unseen = held | beside_chosen(chips, held) if blocks else held
+    unseen = held | beside(squares(chips), held) if blocks else held
     return ["val" if one else "train" for one in unseen.tolist()]

@@ -227,12 +227,19 @@ def _search_area(boxes: npt.NDArray[np.float64], *, whole: bool) -> shapely.Geom
 def outlines(cuts: Sequence[Cut]) -> npt.NDArray[np.float64]:
     """(N, 4, 2) longitude, latitude of the corners of each chip's part of its scene, in ring order, WGS84 degrees."""
     rings = np.zeros((len(cuts), 4, 2))
-    by_crs: dict[str, list[int]] = {}
     for number, cut in enumerate(cuts):
         minx, miny, maxx, maxy = cut.frame.bounds(cut.window.intersection(cut.frame.extent))
         rings[number] = [(minx, miny), (maxx, miny), (maxx, maxy), (minx, maxy)]
-        by_crs.setdefault(str(cut.frame.crs), []).append(number)
-    for numbers in by_crs.values():
-        xy = moved(rings[numbers].reshape(-1, 2), cuts[numbers[0]].frame.crs, WGS84)
-        rings[numbers] = xy.reshape(-1, 4, 2)
-    return rings
+    return in_degrees(rings, [str(cut.frame.crs) for cut in cuts])
+
+
+def in_degrees(rings: npt.NDArray[np.float64], crs: Sequence[str]) -> npt.NDArray[np.float64]:
+    """(N, 4, 2) x, y of rings, each in its CRS, as longitude, latitude, WGS84 degrees."""
+    found = np.zeros_like(rings)
+    by_crs: dict[str, list[int]] = {}
+    for number, name in enumerate(crs):
+        by_crs.setdefault(name, []).append(number)
+    for name, numbers in by_crs.items():
+        xy = moved(rings[numbers].reshape(-1, 2), ProjCRS.from_user_input(name), WGS84)
+        found[numbers] = xy.reshape(-1, 4, 2)
+    return found

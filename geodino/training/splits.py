@@ -76,6 +76,12 @@ def _near(corners: npt.NDArray[np.float64], gap_m: float) -> npt.NDArray[np.int6
     return found
 
 
+def on_plane(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(N, 2) metres east and north of the first chip's centre, of the centres; true to length near it only."""
+    centres = corners.mean(axis=1)
+    return _metres(_turned(centres - centres[:1]), float(centres[:, 1].mean()))
+
+
 def _metres(degrees: npt.NDArray[np.float64], lat: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float64]:
     """Small differences of longitude and latitude in metres east and north, on the WGS84 ellipsoid."""
     phi = np.radians(lat)
@@ -172,8 +178,8 @@ def match_splits(rows: pd.DataFrame, scenes: Sequence[str]) -> tuple[dict[str, i
 def split_places(table: pd.DataFrame, fraction: float, seed: int = 0) -> tuple[Bools, Bools]:
     """Masks of the chips to learn from and of those held back for tuning; chips of the split `val` are in neither.
 
-    A place is held back where its hash falls under the fraction. So the answer for one place does not depend on which
-    others there are.
+    Places are held back in the order of their lots: those whose lot is under the fraction, and further ones until the
+    fraction of the chips is held back. A place that would make it more than twice the fraction is passed over.
 
     Parameters
     ----------
@@ -185,17 +191,22 @@ def split_places(table: pd.DataFrame, fraction: float, seed: int = 0) -> tuple[B
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction {fraction} of places to hold back must lie between 0 and 1")
     free = (table["split"] != "val").to_numpy()
-    draws = {place: _draw(place, seed) for place in sorted(set(table.loc[free, "place"]))}
-    held = {place for place, draw in draws.items() if draw < fraction}
-    if len(draws) > 1 and not held:
-        held = {min(draws, key=lambda place: draws[place])}
-    if len(draws) > 1 and len(held) == len(draws):
-        held.remove(max(draws, key=lambda place: draws[place]))
+    sizes = Counter(table.loc[free, "place"].tolist())
+    lots = {place: draw(place, seed) for place in sizes}
+    wanted, held, filled = fraction * free.sum(), set[str](), 0
+    # The last one learns.
+    for place in sorted(lots, key=lambda place: (lots[place], place))[:-1]:
+        if (lots[place] < fraction or filled < wanted) and filled + sizes[place] <= 2 * wanted:
+            held.add(place)
+            filled += sizes[place]
+    if len(lots) > 1 and not held:
+        held = {min(lots, key=lambda place: (sizes[place], lots[place]))}
     tuning = free & table["place"].isin(held).to_numpy()
     return free & ~tuning, tuning
 
 
-def _draw(place: str, seed: int) -> float:
+def draw(place: str, seed: int) -> float:
+    """The lot of a place, 0..1, whatever other places there are."""
     return int(hashlib.sha256(f"{seed} {place}".encode()).hexdigest()[:13], 16) / 16**13
 
 
@@ -215,10 +226,11 @@ def folds(table: pd.DataFrame, k: int, column: str = "place", seed: int = 0) -> 
     group_of = _groups(table["place"].astype(str).tolist(), table[column].astype(str).tolist())
     sizes = Counter(group_of)
     if not 2 <= k <= len(sizes):
-        raise ConfigError(f"{k} folds cannot be made of {len(sizes)} groups by {column}; give 2 to {len(sizes)}")
+        most = f"give 2 to {len(sizes)}" if len(sizes) > 1 else "labels of more ground are needed"
+        raise ConfigError(f"{k} folds cannot be made of {count(len(sizes), 'group')} by {column}; {most}")
     fold_of: dict[str, int] = {}
     filled = [0] * k
-    for group in sorted(sizes, key=lambda group: (-sizes[group], _draw(group, seed))):
+    for group in sorted(sizes, key=lambda group: (-sizes[group], draw(group, seed))):
         fold_of[group] = min(range(k), key=lambda fold: (filled[fold], fold))
         filled[fold_of[group]] += sizes[group]
     return np.array([fold_of[group] for group in group_of], np.int64)

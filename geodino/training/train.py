@@ -14,28 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import load_file
 
-from geodino.errors import ConfigError, InputError, ModelError
+from geodino.errors import ConfigError, ModelError
 from geodino.models.precision import choose_device, choose_precision, normalise
 from geodino.training.chipset import ChipSet
 from geodino.training.engine import Job, State, fit, steps_of
 from geodino.training.features import Key, cached_features
 from geodino.training.folder import Finished, write_model_folder
+from geodino.training.parting import parted
 from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import Rehearsal, rehearsals
-from geodino.training.splits import split_places
 from geodino.training.start import Start, begin, trained_prefixes
 
 Told = Callable[[str], None]
 
-# Fewer chips than this tell nothing on either side.
-FEWEST = 2
-# Fewer places than this are parted into blocks, of so many chips a side, with a gap between.
-FEW_PLACES = 8
-BLOCK_CHIPS = 2
-GAP_M = 30.0
 # Seconds of silence at most.
 SPEAK_S = 60.0
 
@@ -143,47 +136,6 @@ def train(
             start, chips, learn, tune, head, recipe, trained, state.log, chosen, options, state.elapsed_s, earlier
         ),
     )
-
-
-def parted(chips: ChipSet, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to learn from and to choose by: whole places, and none of split "val".
-
-    Ground of few places, such as one lidar tile, is parted into blocks of `BLOCK_CHIPS` x `BLOCK_CHIPS` chips, and
-    chips within `GAP_M` of those that choose are left out.
-    """
-    table, beside = chips.table, np.zeros(len(chips), np.bool_)
-    free = (table["split"] != "val").to_numpy()
-    if table.loc[free, "place"].nunique() < FEW_PLACES:
-        table = table.assign(place=block_places(chips))
-        _, tune_mask = split_places(table, recipe.tuning, recipe.seed)
-        beside = beside_chosen(chips, tune_mask)
-    learn_mask, tune_mask = split_places(table, recipe.tuning, recipe.seed)
-    learn, tune = np.flatnonzero(learn_mask & ~beside), np.flatnonzero(tune_mask)
-    if len(learn) < FEWEST or len(tune) < 1:
-        raise InputError(
-            f"{len(learn)} chips to learn from and {len(tune)} to choose by, of {int(free.sum())} in all: "
-            "give labels of more ground, or raise --tuning"
-        )
-    return learn, tune
-
-
-def block_places(chips: ChipSet) -> list[str]:
-    """Where each chip lies on a lattice of `BLOCK_CHIPS` chips."""
-    side = BLOCK_CHIPS * chips.size * chips.gsd_m
-    rows = chips.table[["place", "crs", "west", "north"]].itertuples(index=False)
-    return [f"{place} {crs} {int(west // side)} {int(north // side)}" for place, crs, west, north in rows]
-
-
-def beside_chosen(chips: ChipSet, chosen: np.ndarray) -> np.ndarray:
-    """Chips that are not chosen and lie within `GAP_M` of one that is."""
-    table, reach = chips.table, chips.size * chips.gsd_m + GAP_M
-    near = np.zeros(len(chips), np.bool_)
-    for index in np.flatnonzero(chosen):
-        one = table.iloc[index]
-        close = (table["west"] - one["west"]).abs().lt(reach) & (table["north"] - one["north"]).abs().lt(reach)
-        near |= (close & (table["crs"] == one["crs"])).to_numpy()
-    beside: np.ndarray = near & ~chosen
-    return beside
 
 
 def _beside(job: Job, earlier: Rehearsal) -> Job:
