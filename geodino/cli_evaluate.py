@@ -12,6 +12,7 @@ import click
 
 from geodino.cli_options import device_option, precision_option, tta_option
 from geodino.cli_train import TASKS, label_options
+from geodino.errors import InputError
 
 if TYPE_CHECKING:
     from geodino.evaluation.chips import Evaluation
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 @click.option("--labels", required=True, multiple=True, help="Label files or globs; may be repeated.")
 @click.option("--model", help="What to evaluate: a name (`geodino models list`), hub id or folder; with --source.")
 @click.option("--source", "sources", multiple=True, help="Imagery, as for `run`; may be repeated.")
-@click.option("--map", "map_path", type=click.Path(path_type=Path), help="Or a finished map: GeoTIFF, or tree points.")
+@click.option(
+    "--map",
+    "map_path",
+    type=click.Path(path_type=Path),
+    help="Or a finished map: GeoTIFF, tree points, a run's folder.",
+)
 @click.option("--splits", multiple=True, help="CSV that says train or val of each scene.")
 @click.option("--split", help="Use the chips of this split only, such as val; needs --splits.")
 @click.option("--by", multiple=True, help="Divide by a column of the splits, or scene or place; may be repeated.")
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--label-layer", "layer", help="Layer of the label file.")
 @click.option("--area", help="Polygons within which all trees are drawn.")
 @click.option("--class-column", help="Column of the classes.")
-@click.option("--classes", help="Classes in their order, comma-separated.")
+@click.option("--classes", help="Classes in their order; VALUE=NAME of rasters, also of --map: 1=tree,0=other.")
 @click.option("--bands", help="Red, green and blue by name or 1-based index: 4,3,2.")
 @click.option("--gsd", "gsd_m", type=float, help="Metres a pixel [default: the model's].")
 @click.option("--size", type=int, help="Side of the chips, px [default: the model's window].")
@@ -97,10 +103,10 @@ def show(
 
 def _of_map(task: str, path: Path, given: dict[str, Any]) -> Evaluation:
     from geodino.evaluation.maps import evaluate_map
-    from geodino.evaluation.models import subject_of_map, with_seams
+    from geodino.evaluation.models import map_in, subject_of_map, with_seams
     from geodino.training.chips import LabelOptions
 
-    settings = _settings(given)
+    settings, path = _settings(given), map_in(path, task)  # type: ignore[arg-type]
     if given["threshold"] is None:
         settings = replace(settings, threshold=0.0)
     found = evaluate_map(
@@ -115,14 +121,17 @@ def _of_map(task: str, path: Path, given: dict[str, Any]) -> Evaluation:
 
 
 def _of_model(task: str, name: str, folder: Path, given: dict[str, Any]) -> tuple[Evaluation, Model, ChipSet]:
-    from geodino.evaluation.models import HEADS, evaluate_model, settings_of
+    from geodino.evaluation.models import HEADS, evaluate_model, leak_note, settings_of
     from geodino.models import load_model
+    from geodino.models.loading import find_weights
     from geodino.sources import Search
     from geodino.training.chips import ChipOptions, LabelOptions, build_chips
+    from geodino.training.leaks import training_record
     from geodino.watch import PlainWatch
 
     how = {key: given[key] for key in ("precision", "device", "tta")}
     model = load_model(name, head=HEADS[task], **how)  # type: ignore[index]
+    watch = PlainWatch(quiet=False)
     bands = tuple(band.strip() for band in (given["bands"] or "").split(",") if band.strip())
     chips = build_chips(
         task,  # type: ignore[arg-type]
@@ -136,14 +145,28 @@ def _of_model(task: str, name: str, folder: Path, given: dict[str, Any]) -> tupl
             labels=label_options(given, LabelOptions),
             splits=tuple(given["splits"]),
         ),
-        watch=PlainWatch(quiet=False),
+        watch=watch,
     )
     if given["split"]:
-        chips = chips.subset((chips.table["split"] == given["split"]).to_numpy())
+        chips = _of_split(chips, given["split"])
     settings = settings_of(model, chips.task, _settings(given))
     if given["threshold"] is not None:
         settings = replace(settings, threshold=given["threshold"])
-    return evaluate_model(model, chips, settings=settings, by=tuple(given["by"])), model, chips
+    record = training_record(find_weights(name).folder)
+    found = evaluate_model(model, chips, settings=settings, by=tuple(given["by"]), record=record)
+    if leak := leak_note(record, chips):
+        watch.warn(leak)
+    return found, model, chips
+
+
+def _of_split(chips: ChipSet, split: str) -> ChipSet:
+    """The chips of a split, the others counted as left out."""
+    mine = (chips.table["split"] == split).to_numpy()
+    if not mine.any():
+        known = ", ".join(sorted({str(name) for name in chips.table["split"]} - {""})) or "none"
+        raise InputError(f"no chip is of the split {split}: the chips here are of {known}")
+    left = {"chip of another split": int((~mine).sum())}
+    return replace(chips.subset(mine), dropped={**chips.dropped, **left})
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -170,7 +193,8 @@ def _draw(
     paths = (out / "evaluation.json", *draw_pictures(found, out))
     if model is None or chips is None:
         return paths
-    return (*paths, draw_worst(found, predictor_of(model, chips.task), chips, out / "worst.png"))
+    predict = predictor_of(model, chips.task, chips.class_names)
+    return (*paths, draw_worst(found, predict, chips, out / "worst.png"))
 
 
 def _print(found: Evaluation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from shapely.geometry import box
 
 from geodino.cli_evaluate import evaluate
 from geodino.errors import InputError, ModelError
-from geodino.evaluation.models import evaluate_model, settings_of, subject_of_map
+from geodino.evaluation.models import evaluate_model, leak_note, settings_of, subject_of_map
 from geodino.evaluation.tasks import Settings
 from geodino.models import load_model
 from geodino.models.catalog import Licence
 from geodino.options import RunOptions
 from geodino.pipeline import run
 from geodino.training.chips import ChipOptions, build_chips
+from geodino.training.leaks import learned_chips
 
 PICTURES = {"evaluation.json", "heights.png", "errors_by_height.png", "worst.png"}
 
@@ -88,6 +90,12 @@ def test_a_map_of_a_run_is_measured_with_its_seams(
     assert report["figures"]["within_spread"]["value"] is not None
     assert report["dropped"]["labelled pixels that the map does not know"] >= 50 * 60
 
+    assert json.loads(call("canopy", "--map", tmp_path / "run", "--labels", heights, "--json").stdout) == report
+    with pytest.raises(
+        InputError, match=r"is a folder, and no trees.parquet in it: name the file; .*canopy_height.tif"
+    ):
+        call("trees", "--map", tmp_path / "run", "--labels", heights)
+
     (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(InputError, match=r"run\.json is no record of a run"):
         subject_of_map(path)
@@ -95,6 +103,36 @@ def test_a_map_of_a_run_is_measured_with_its_seams(
     bare = json.loads(call("canopy", "--map", path, "--labels", heights, "--json").stdout)
     assert bare["subject"]["name"] == "canopy_height.tif"
     assert "seam_ratio" not in bare["figures"]
+    assert bare["notes"][-1] == "no seam figure: no run.json beside the map says where windows met"
+
+
+def test_a_model_judged_on_what_it_learned_from_is_said_to_be(
+    tiny_model: Path, photo: Path, heights: Path, tmp_path: Path
+) -> None:
+    words = ["canopy", "--source", photo, "--labels", heights, "--resamples", "2", "--json"]
+    said = json.loads(call(*words, "--model", tiny_model).stdout)
+    assert not any("learned from" in note for note in said["notes"])
+    taught = shutil.copytree(tiny_model, tmp_path / "taught")
+    record = {"data": {"sha256": said["labels"]["sha256"]}}
+    (taught / "training.json").write_text(json.dumps(record))
+    told = call(*words, "--model", taught)
+    count = said["counts"]["chips"]
+    sentence = f"the model learned from, or was chosen by, {count} of {count} chips"
+    assert f"warning: {sentence}" in told.stderr
+    assert json.loads(told.stdout)["notes"][-1].startswith(sentence)
+
+    chips = build_chips("canopy", [heights], [str(photo)], folder=tmp_path, options=ChipOptions(size=128))
+    # Four more overlap these two.
+    assert "by, 6 of 12 chips" in leak_note({"learned": learned_chips(chips, np.array([0, 1]))}, chips)
+
+
+def test_a_split_that_is_not_there_is_refused_by_name(
+    tiny_model: Path, photo: Path, heights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "splits.csv").write_text("scene,split\nphoto,val\n")
+    words = ["canopy", "--model", tiny_model, "--source", photo, "--labels", heights]
+    with pytest.raises(InputError, match="no chip is of the split vall: the chips here are of val"):
+        call(*words, "--splits", tmp_path / "splits.csv", "--split", "vall")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +184,17 @@ def test_a_model_with_several_heads_is_asked_for_the_chips_task_and_with_its_thr
     assert report.settings["threshold"] == 0.42
     assert (report.subject.sha256, report.subject.licence) == ("b" * 64, "CC-BY-4.0")
     assert len(report.parts["place"]) == 6
+
+
+def test_classes_in_another_order_are_compared_by_name() -> None:
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    chips = made_chips("classify", 6, labels=labels, class_names=("roof", "tree", "water"))
+    said = np.eye(3, dtype=np.float32)[labels][:, [2, 0, 1]]  # in the model's order
+    predict = says(chips, said)
+    headed: Any = _Headed(classify={"classes": ["water", "roof", "tree"]})
+    headed.maps, headed.batch_size, headed.tta = lambda images, tasks: {"classify": predict(images)}, lambda side: 4, 1
+    headed.weights_sha256, headed.licence = "b" * 64, Licence("CC-BY-4.0", "")
+    assert evaluate_model(headed, chips).report.figure("accuracy").value == 1
 
 
 def test_a_model_of_other_classes_is_refused(photo: Path, heights: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,24 @@ KEY = "learned"
 _DIGITS = 12
 # Least share of a chip's ground that tells: neighbours meet on lines, and a little more in another CRS.
 _SHARED = 0.01
+
+
+def training_record(folder: Path | None) -> dict[str, Any]:
+    """What training.json of a model's folder says; empty where there is none, as of a model of somebody else's.
+
+    Raises
+    ------
+    ModelError
+        It is not JSON.
+    """
+    path = None if folder is None else folder / "training.json"
+    if path is None or not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON ({error}): repair or remove it") from error
+    return found if isinstance(found, dict) else {}
 
 
 def learned_chips(chips: ChipSet, used: npt.NDArray[np.int64]) -> dict[str, Any]:
