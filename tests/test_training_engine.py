@@ -19,6 +19,7 @@ from transformers import DINOv3ViTModel
 
 import geodino
 from geodino.errors import ConfigError, InputError, ModelError
+from geodino.models.checkpoint import UNTOLD_LICENCE
 from geodino.models.loading import facts_of
 from geodino.training.augment import Variety
 from geodino.training.chips import ChipOptions, ChipSet, build_chips
@@ -194,14 +195,16 @@ def test_the_folder_says_where_the_weights_came_from_and_how_good_they_are(
     said = (tmp_path / "m" / "README.md").read_text()
     assert "A. Surveyor, 2026" in said and f"| mae_m | {record['chosen']['mae_m']:.4g} |" in said
     assert (tmp_path / "m" / "learning_curve.png").stat().st_size > 5000
-    assert facts_of(tmp_path / "m").licence.name == "CC-BY-4.0"
+    assert facts_of(tmp_path / "m").licence.name == f"as its start and data: {UNTOLD_LICENCE.name}, CC-BY-4.0"
     # A second head does not make the first one's data forgotten.
     again = Options(name="both", attribution=("B. Surveyor, 2027",))
     later = train(canopy, tmp_path / "m", tmp_path / "n", head="linear", recipe=SMALL, options=again)
     assert later["start"]["training"] == record
     said = (tmp_path / "n" / "README.md").read_text()
-    assert "- A. Surveyor, 2026\n- B. Surveyor, 2027" in said and "`geodino train`, it learned canopy" in said
-    assert facts_of(tmp_path / "n").licence.name == "CC-BY-4.0"
+    assert "- A. Surveyor, 2026" in said and "- B. Surveyor, 2027" in said
+    assert "`geodino train`, it learned canopy" in said
+    terms = (UNTOLD_LICENCE.name, "not stated", "CC-BY-4.0")
+    assert facts_of(tmp_path / "n").licence.name == f"as its start and data: {', '.join(terms)}"
 
 
 def test_the_rate_rises_then_falls_to_a_hundredth() -> None:

@@ -20,7 +20,7 @@ from transformers import DINOv3ViTModel
 import geodino
 from geodino.errors import ConfigError, ModelError
 from geodino.training.augment import Variety
-from geodino.training.chips import ChipOptions, ChipSet, build_chips
+from geodino.training.chips import ChipOptions, ChipSet, build_chips, open_chips
 from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import rehearsals
 from geodino.training.train import Options, train
@@ -117,7 +117,7 @@ def test_what_was_rehearsed_is_in_record_config_and_card(trees: Path, both: Path
     assert heads["trees"]["upright"] is heads["trees"]["mirrored"] is True
     assert "upright" not in heads["canopy"]
     card = (both / "README.md").read_text()
-    assert "it went on learning trees beside" in card
+    assert "it learned trees; it went on learning beside" in card
     assert card.count("Trees: a forester.") == 1
 
 
@@ -143,16 +143,27 @@ def test_a_rehearsing_training_that_was_cut_ends_with_the_weights_of_one_that_ra
 
 @pytest.mark.parametrize("upright", [False, True])
 def test_turned_pictures_are_rehearsed_upright_where_the_new_ones_are(
-    upright: bool, trees: Path, tmp_path: Path
+    upright: bool, trees: Path, canopy: ChipSet, tmp_path: Path
 ) -> None:
     record = json.loads((trees / "training.json").read_text())
     record["recipe"]["variety"] |= {"upright": False, "mirrored": False}
     (tmp_path / "training.json").write_text(json.dumps(record))
     (tmp_path / "work").symlink_to(trees / "work")
     new = replace(SMALL, batch=3, variety=Variety(free=0.9, upright=upright))
-    (found,) = rehearsals([tmp_path], "canopy", new)
+    (found,) = rehearsals([tmp_path], canopy, new)
     before = SMALL.variety
     assert found.recipe == replace(SMALL, batch=3, variety=replace(before, upright=upright, mirrored=upright))
+
+
+def test_chips_that_were_kept_elsewhere_are_found_beside_the_new_ones(
+    trees: Path, ground: Path, canopy: ChipSet, tmp_path: Path
+) -> None:
+    (tmp_path / "old").mkdir()
+    shutil.copy(trees / "training.json", tmp_path / "old")
+    shelf = Path(shutil.copytree(trees / "work" / "chips", tmp_path / "shelf"))
+    shutil.copytree(canopy.folder, shelf / canopy.folder.name)
+    (found,) = rehearsals([tmp_path / "old"], open_chips(shelf / canopy.folder.name), SMALL)
+    assert found.chips.folder.parent == shelf
 
 
 def test_what_cannot_be_rehearsed_is_refused(trees: Path, both: Path, canopy: ChipSet, tmp_path: Path) -> None:
@@ -174,6 +185,6 @@ def test_what_cannot_be_rehearsed_is_refused(trees: Path, both: Path, canopy: Ch
     bare = tmp_path / "bare"
     shutil.copytree(trees, bare)
     shutil.rmtree(bare / "work" / "chips")
-    with pytest.raises(ModelError, match=r"has not the chips .* that .*bare learned from \(held: none\)"):
+    with pytest.raises(ModelError, match=r"has the chips .* that .*bare learned from \(held: none\)"):
         attempt(trees, [bare])
     assert not (tmp_path / "no").exists()

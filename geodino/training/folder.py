@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,17 +17,25 @@ import numpy as np
 import torch
 import transformers
 
-from geodino.models.catalog import CC_BY, DINOV3_LICENCE, Licence
+from geodino.errors import OutputError
 from geodino.models.checkpoint import silent_transformers
 from geodino.models.files import sha256_of
+from geodino.outputs.locks import FolderLock
+from geodino.redaction import command_without_secrets
+from geodino.training import leaks
+from geodino.training.card import card, columns_of
 from geodino.training.chipset import ChipSet
+from geodino.training.licences import NOT_STATED, licence_of
 from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import Rehearsal
 from geodino.training.start import Start
+from geodino.training.store import COLUMNS
 
 if TYPE_CHECKING:
     from geodino.training.train import Options
 
+# The record; and where chips, checkpoints and features lie meanwhile.
+RECORD, WORK = "training.json", "work"
 # What the curve shows for each task: key in the log, and how it is called.
 CURVES = {
     "trees": ("f1", "F1 within 6 m"),
@@ -51,22 +61,63 @@ class Finished:
     options: Options
     elapsed_s: float
     rehearsed: tuple[Rehearsal, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def check_out(out: Path) -> None:
+    """Raise OutputError for a folder that holds anything and is not a training's: it could be overwritten."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file: give another --out")
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    ours = RECORD in names or any(out.glob(f"{WORK}/checkpoint-*")) or any(out.glob("fold-*-of-*"))
+    if not ours and (strange := sorted(names - {WORK, "features"})):
+        raise OutputError(
+            f"{out} is not empty and no training's, it holds {', '.join(strange[:3])}: give a new folder as --out"
+        )
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder; InUseError where one is at work there."""
+    lock = FolderLock(out / WORK)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_model_folder(out: Path, done: Finished) -> dict[str, Any]:
-    """Write weights, config, preprocessor, record, card and curve; returns the record."""
+    """Write weights, config, preprocessor, record, card and curve; returns the record.
+
+    All are written beside and then renamed, the record last: where it is, the other files belong to it.
+    """
+    part = out / WORK / "model.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    record = _write(part, out, done)
+    (out / RECORD).unlink(missing_ok=True)
+    for path in sorted(part.iterdir(), key=lambda path: path.name == RECORD):
+        path.replace(out / path.name)
+    part.rmdir()
+    return record
+
+
+def _write(folder: Path, out: Path, done: Finished) -> dict[str, Any]:
     network, task = done.start.network, done.chips.task
     _set_head(done, task, done.recipe, "")
     for earlier in done.rehearsed:
         _set_head(done, earlier.chips.task, earlier.recipe, f"{earlier.chips.task}_")
     network.config.architectures = [type(network).__name__]
     with silent_transformers():
-        network.to("cpu", torch.float16 if done.options.half else torch.float32).save_pretrained(out)
-    weights = out / "model.safetensors"
+        network.to("cpu", torch.float16 if done.options.half else torch.float32).save_pretrained(folder)
+    weights = folder / "model.safetensors"
     # safetensors writes for the owner alone, and others must read it.
     weights.chmod(0o644)
-    licence = licence_of(done)
     row = done.start.row
+    data = [_data_of(done), *(earlier.record["data"] for earlier in done.rehearsed)]
+    licence = licence_of(done.start.licence, data)
+    record = record_of(done, data[0], licence.name, sha256_of([weights]))
     preprocessor = {
         "do_resize": False,
         "do_rescale": True,
@@ -79,11 +130,13 @@ def write_model_folder(out: Path, done: Finished) -> dict[str, Any]:
         "licence_url": licence.url,
         "demonstration": done.options.demonstration,
     }
-    record = record_of(done, sha256_of([weights]))
-    _write_json(out / "preprocessor_config.json", preprocessor)
-    _write_json(out / "training.json", record)
-    (out / "README.md").write_text(card(done, record, licence), encoding="utf-8")
-    draw_curve(done, out / "learning_curve.png")
+    _write_json(folder / "preprocessor_config.json", preprocessor)
+    _write_json(folder / RECORD, record)
+    options = done.options
+    evaluation = options.evaluation or f"geodino evaluate {task} --model {out} --labels LABELS --source IMAGERY"
+    said = card(record, licence, name=options.name or "model", title=row.title, evaluation=evaluation)
+    (folder / "README.md").write_text(said, encoding="utf-8")
+    draw_curve(done, folder / "learning_curve.png")
     return record
 
 
@@ -96,50 +149,31 @@ def _set_head(done: Finished, task: str, recipe: Recipe, prefix: str) -> None:
         head |= {"upright": True, "mirrored": recipe.variety.mirrored}
 
 
-def licence_of(done: Finished) -> Licence:
-    """DINOv3's where the weights derive from it, else what the caller says of the data."""
-    if done.start.row.licence == DINOV3_LICENCE:
-        return DINOV3_LICENCE
-    stated = done.options.data_licence
-    if stated == CC_BY.name:
-        return CC_BY
-    return Licence(stated, "") if stated else done.start.row.licence
-
-
-def attribution_of(record: Mapping[str, Any]) -> list[str]:
-    """The lines to keep with the weights: of these data, and of those that earlier heads learned from."""
-    before = [record.get("start", {}).get("training"), *record.get("rehearsed", [])]
-    lines = [line for earlier in before if earlier for line in attribution_of(earlier)]
-    lines += record.get("data", {}).get("attribution", [])
-    return list(dict.fromkeys(lines))
-
-
-def record_of(done: Finished, weights_sha256: str) -> dict[str, Any]:
+def record_of(done: Finished, data: dict[str, Any], licence: str, weights_sha256: str) -> dict[str, Any]:
     """What training.json holds: everything needed to do it again, and how it went."""
-    table = done.chips.table
-    return {
+    start = done.start
+    return _published({
         "task": done.chips.task,
         "head": done.head,
         "command": done.options.command,
-        "start": {"model": done.start.row.name, "sha256": done.start.sha256, "training": dict(done.start.record)},
+        "start": {
+            "model": start.row.name,
+            "sha256": start.sha256,
+            "licence": "" if start.licence is None else start.licence.name,
+            "replaced": start.replaced,
+            "training": dict(start.record),
+        },
         "trained": list(done.trained),
         "recipe": asdict(done.recipe),
-        "data": {
-            "sha256": done.chips.sha256,
-            "chips": len(done.chips),
-            "learned_from": len(done.learn),
-            "chosen_by": len(done.tune),
-            "left_alone": len(done.chips) - len(done.learn) - len(done.tune),
-            "places": int(table["place"].nunique()),
-            "dropped": dict(done.chips.dropped),
-            "gsd_m": done.chips.gsd_m,
-            "licence": done.options.data_licence,
-            "attribution": list(done.options.attribution),
-        },
+        "licence": licence,
+        "data": data,
+        leaks.KEY: leaks.learned_chips(done.chips, np.sort(np.concatenate([done.learn, done.tune]))),
         "rehearsed": [
-            {name: earlier.record.get(name) for name in ("task", "command", "data")} for earlier in done.rehearsed
+            {name: earlier.record.get(name) for name in ("task", "command", "data", leaks.KEY)}
+            for earlier in done.rehearsed
         ],
         "chosen": done.chosen,
+        "warnings": list(done.warnings),
         "curve": done.log,
         "elapsed_s": round(done.elapsed_s, 1),
         "weights_sha256": weights_sha256,
@@ -150,67 +184,47 @@ def record_of(done: Finished, weights_sha256: str) -> dict[str, Any]:
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
         },
+    })  # fmt: skip
+
+
+def _data_of(done: Finished) -> dict[str, Any]:
+    """What the record says of the chips; scenes, places, dates, licences and columns are of those that were used."""
+    chips, table = done.chips, done.chips.table
+    used = table.iloc[np.concatenate([done.learn, done.tune])]
+    held_out = int((table["split"] == "val").sum())
+    dates = sorted(date for date in used["date"].astype(str).unique() if date)
+    licences = used["licence"].fillna("").replace("", NOT_STATED).value_counts()
+    return {
+        "sha256": chips.sha256,
+        "chips": len(chips),
+        "learned_from": len(done.learn),
+        "chosen_by": len(done.tune),
+        "left_alone": len(chips) - len(used),
+        "held_out": held_out,
+        "left_beside": len(chips) - len(used) - held_out,
+        # Where ground of few places is parted into blocks.
+        "tuned_beside": not set(table["place"].iloc[done.learn]).isdisjoint(table["place"].iloc[done.tune]),
+        "scenes": sorted(used["scene"].astype(str).unique()),
+        "places": int(used["place"].nunique()),
+        "dates": [dates[0], dates[-1]] if dates else [],
+        "by": columns_of(used, (*COLUMNS, "place")),
+        "dropped": dict(chips.dropped),
+        "gsd_m": chips.gsd_m,
+        "size_px": chips.size,
+        "licence": done.options.data_licence,
+        "licences": {str(name): int(number) for name, number in licences.items()},
+        "attribution": list(done.options.attribution),
     }
 
 
-def card(done: Finished, record: dict[str, Any], licence: Licence) -> str:
-    """The model card: what it is, how good it is on the chips that chose it, what it learned from."""
-    task, name = done.chips.task, done.options.name or "model"
-    figures = {k: v for k, v in done.chosen.items() if k not in ("step", "elapsed_s", "loss", "rate")}
-    rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items())
-    data = record["data"]
-    attribution = "\n".join(f"- {line}" for line in attribution_of(record)) or "- not stated"
-    earlier = record["start"]["training"]
-    rehearsed = " and ".join(one["task"] for one in record["rehearsed"])
-    since = f"it went on learning {rehearsed} beside" if rehearsed else "these weights did not change"
-    before = (
-        f"\nBefore that, in `{earlier['command']}`, it learned {earlier['task']}; {since}.\n"
-        if earlier.get("command")
-        else ""
-    )
-    dinov3 = (
-        "\nThe weights derive from DINOv3: pass them on under the DINOv3 License only, with a copy of it, and "
-        "acknowledge its use in publications.\n"
-        if licence == DINOV3_LICENCE
-        else ""
-    )
-    return f"""---
-license: other
-tags: [remote-sensing, {task}]
----
-
-# {name}: {task}
-
-A `{done.head}` head for {task} on {done.start.row.title}, trained with geodino. Weights that learned:
-{", ".join(f"`{prefix}`" for prefix in done.trained)}.
-
-## Figures
-
-On the {data["chosen_by"]} chips of places that were not trained on but **chose** the weights (step
-{done.chosen["step"]}) and the threshold, so they flatter. For figures on ground that nothing saw, run
-`geodino evaluate {task} --model FOLDER` on other places.
-
-| figure | value |
-|---|---|
-{rows}
-
-## Data
-
-{data["learned_from"]} chips to learn from, at {data["gsd_m"]} m a pixel; hash {data["sha256"]}. Left out:
-{", ".join(f"{reason}: {count}" for reason, count in data["dropped"].items()) or "nothing"}.
-
-{attribution}
-
-## Training
-
-    {record["command"] or "from Python"}
-
-Took {record["elapsed_s"] / 60:.0f} minutes. Everything else is in `training.json`.
-{before}
-## Licence
-
-{licence.name} {licence.url}
-{dinov3}"""
+def _published(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, and those of earlier trainings in it, without what their commands hold of keys and passwords."""
+    found = {**record, "command": command_without_secrets(record.get("command") or "")}
+    if (start := record.get("start", {})).get("training"):
+        found["start"] = {**start, "training": _published(start["training"])}
+    if record.get("rehearsed"):
+        found["rehearsed"] = [_published(earlier) for earlier in record["rehearsed"]]
+    return found
 
 
 def draw_curve(done: Finished, path: Path) -> None:

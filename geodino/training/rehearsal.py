@@ -14,7 +14,7 @@ from typing import Any
 
 from geodino.errors import ConfigError, ModelError
 from geodino.training.augment import Variety
-from geodino.training.chipset import ChipSet, Task, open_chips
+from geodino.training.chipset import ChipSet, open_chips
 from geodino.training.recipe import Recipe
 
 
@@ -27,7 +27,7 @@ class Rehearsal:
     record: Mapping[str, Any]
 
 
-def rehearsals(folders: Sequence[str | Path], task: Task, beside: Recipe) -> tuple[Rehearsal, ...]:
+def rehearsals(folders: Sequence[str | Path], chips: ChipSet, beside: Recipe) -> tuple[Rehearsal, ...]:
     """The earlier trainings in folders that `train` left.
 
     Chips are looked at as they were, but upright where the new ones are, and then mirrored east to west if they were
@@ -35,8 +35,9 @@ def rehearsals(folders: Sequence[str | Path], task: Task, beside: Recipe) -> tup
 
     Parameters
     ----------
-    task, beside
-        Of the training that they go beside; the crops a step are as many as its own.
+    chips, beside
+        Of the training that they go beside; the crops a step are as many as its own. Where its chips are kept, theirs
+        are looked for too.
 
     Raises
     ------
@@ -45,15 +46,15 @@ def rehearsals(folders: Sequence[str | Path], task: Task, beside: Recipe) -> tup
     ConfigError
         Two trainings of one task.
     """
-    found = tuple(_rehearsal(Path(folder), beside) for folder in folders)
-    tasks = [task, *(one.chips.task for one in found)]
+    found = tuple(_rehearsal(Path(folder), chips.folder.parent, beside) for folder in folders)
+    tasks = [chips.task, *(one.chips.task for one in found)]
     for one, folder in zip(found, folders, strict=True):
         if tasks.count(one.chips.task) > 1:
             raise ConfigError(f"{folder} learned {one.chips.task}, which another training here learns too")
     return found
 
 
-def _rehearsal(folder: Path, beside: Recipe) -> Rehearsal:
+def _rehearsal(folder: Path, shelf: Path, beside: Recipe) -> Rehearsal:
     path, kept = folder / "training.json", folder / "work" / "chips"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -65,12 +66,15 @@ def _rehearsal(folder: Path, beside: Recipe) -> Rehearsal:
         raise ModelError(f"{path} is no record of a training ({error}): give a folder that `train` left") from error
     if beside.variety.upright and not variety.upright:
         recipe = replace(recipe, variety=replace(variety, upright=True, mirrored=True))
-    sets = [open_chips(one.parent) for one in sorted(kept.glob("*/chips.json"))]
-    for chips in sets:
-        if chips.sha256 == wanted:
-            return Rehearsal(chips, recipe, record)
-    held = ", ".join(chips.sha256[:12] for chips in sets) or "none"
+    held = []
+    for place in dict.fromkeys([kept, shelf]):
+        for facts in sorted(place.glob(f"{record['task']}-*/chips.json")):
+            chips = open_chips(facts.parent)
+            if chips.sha256 == wanted:
+                return Rehearsal(chips, recipe, record)
+            held.append(chips.sha256[:12])
     raise ModelError(
-        f"{kept} has not the chips {wanted[:12]} that {folder} learned from (held: {held}): train it again from its "
-        "command in training.json, or put its work folder back"
+        f"neither {kept} nor {shelf} has the chips {wanted[:12]} that {folder} learned from (held: "
+        f"{', '.join(held) or 'none'}): give the --chips of its command in training.json, put its work folder back, or "
+        "train it again"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,15 +11,19 @@ import torch
 from transformers import DINOv3ViTConfig, PreTrainedModel
 
 from geodino.errors import ModelError
-from geodino.models.catalog import CC_BY, CHMV2_MEAN, CHMV2_STD, ModelRow
+from geodino.models.catalog import CHMV2_MEAN, CHMV2_STD, Licence, ModelRow
 from geodino.models.heads import KINDS, ON_PYRAMID
 from geodino.models.loading import find_weights
 from geodino.models.network import HeadedConfig, HeadedNetwork, begin_head
 from geodino.training.chipset import ChipSet
+from geodino.training.leaks import training_record
+from geodino.training.licences import NOT_STATED
 from geodino.windows import Tiling
 
 # `--model new`: the shape of `nano`, from random weights.
 NEW = "new"
+# What stands for the SHA-256 of weights that nobody has trained.
+RANDOM = "random"
 NEW_VIT = {
     "hidden_size": 192,
     "intermediate_size": 768,
@@ -52,13 +55,15 @@ class Start:
     row
         The facts of what it started from.
     sha256
-        Of those weights; "random" for a new network.
+        Of those weights; `RANDOM` for a new network.
     shared
         Prefixes of the weights that other heads of the network stand on: they stay as they are.
     fresh
         Prefixes of the weights that begin at random.
     record
         What an earlier training of it left in training.json; empty if there was none.
+    replaced
+        Whether it had a head for the task, which was thrown away.
     """
 
     network: HeadedNetwork
@@ -67,6 +72,12 @@ class Start:
     shared: tuple[str, ...]
     fresh: tuple[str, ...]
     record: Mapping[str, Any] = field(default_factory=dict)
+    replaced: bool = False
+
+    @property
+    def licence(self) -> Licence | None:
+        """Of the weights it started from; None where they are random."""
+        return None if self.sha256 == RANDOM else self.row.licence
 
 
 def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int) -> Start:
@@ -76,7 +87,8 @@ def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int)
     ----------
     model
         `new`, or whatever `--model` takes: a backbone, a canopy model (its backbone is taken), or a folder that an
-        earlier training wrote (its other heads are kept, and what they stand on stays frozen).
+        earlier training wrote (its other heads are kept, and what they stand on stays frozen; one for the same task
+        gives way to the fresh one).
     head
         A kind of `models.heads.KINDS`.
     size
@@ -92,14 +104,14 @@ def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int)
         raise ModelError(f"head {head} is not one for {task}: use {' or '.join(KINDS[task])}")
     torch.manual_seed(seed)
     if str(model) == NEW:
-        start_row, source, sha256 = _new_row(), None, "random"
+        start_row, source, sha256 = _new_row(), None, RANDOM
         vit = DINOv3ViTConfig(**NEW_VIT, image_size=size)
     else:
         weights = find_weights(model)
         start_row, source, sha256 = weights.row, weights.load("fp32"), weights.sha256()
         if isinstance(source, HeadedNetwork):
             grown = _with_head(source, start_row, sha256, task, head, chips)
-            return replace(grown, record=_record_of(weights.folder))
+            return replace(grown, record=training_record(weights.folder))
         vit = _vit_config(source, start_row)
     config = HeadedConfig(
         vit,
@@ -112,7 +124,7 @@ def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int)
     if source is not None:
         found = getattr(source, "backbone", source).state_dict()
         network.backbone.load_state_dict(found)
-    fresh = ("pyramid", f"heads.{task}") + (("backbone",) if source is None else ())
+    fresh = (*(["pyramid"] if config.pyramid else []), f"heads.{task}", *(["backbone"] if source is None else []))
     return Start(network, start_row, sha256, (), fresh)
 
 
@@ -135,7 +147,7 @@ def trained_prefixes(start: Start, *, finetune: bool, learned: Collection[str] =
                 f"fine-tuning would change what other heads ({', '.join(others)}) stand on: train without it, or with "
                 "--rehearse and the folder of the training that made them"
             )
-        return ("backbone", "pyramid", "heads")
+        return ("backbone", *(["pyramid"] if start.network.config.pyramid else []), "heads")
     if "backbone" in start.fresh:
         raise ModelError("a new backbone is random: train it too, with --finetune")
     return start.fresh
@@ -155,19 +167,8 @@ def _with_head(network: HeadedNetwork, start_row: ModelRow, sha256: str, task: s
     assert not surplus, surplus
     fresh = tuple(sorted({".".join(name.split(".")[: 2 if name.startswith("heads") else 1]) for name in missing}))
     others = set(config.heads) - {task}
-    return Start(grown, start_row, sha256, ("backbone", "pyramid") if others else (), fresh)
-
-
-def _record_of(folder: Path | None) -> dict[str, Any]:
-    """What training.json of a folder says; empty where there is none, as of a model of somebody else's."""
-    path = None if folder is None else folder / "training.json"
-    if path is None or not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON ({error}): repair or remove it") from error
-    return found if isinstance(found, dict) else {}
+    shared = ("backbone", "pyramid") if others else ()
+    return Start(grown, start_row, sha256, shared, fresh, replaced=task in config.heads)
 
 
 def _head_config(task: str, head: str, chips: ChipSet) -> dict[str, Any]:
@@ -186,4 +187,5 @@ def _vit_config(source: PreTrainedModel, start_row: ModelRow) -> DINOv3ViTConfig
 
 
 def _new_row() -> ModelRow:
-    return ModelRow(NEW, "a new network", "vit", None, CHMV2_MEAN, CHMV2_STD, Tiling(256, overlap=64, margin=16), CC_BY)
+    tiling, licence = Tiling(256, overlap=64, margin=16), Licence(NOT_STATED, "")
+    return ModelRow(NEW, "a new network", "vit", None, CHMV2_MEAN, CHMV2_STD, tiling, licence)

@@ -18,14 +18,16 @@ from safetensors.torch import load_file
 
 from geodino.errors import ConfigError, ModelError
 from geodino.models.precision import choose_device, choose_precision, normalise
+from geodino.training.card import FEW_TUNING, few_tuning
 from geodino.training.chipset import ChipSet
 from geodino.training.engine import Job, State, fit, steps_of
 from geodino.training.features import Key, cached_features
-from geodino.training.folder import Finished, write_model_folder
+from geodino.training.folder import Finished, check_out, held, write_model_folder
 from geodino.training.parting import parted
 from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import Rehearsal, rehearsals
 from geodino.training.start import Start, begin, trained_prefixes
+from geodino.watch import count
 
 Told = Callable[[str], None]
 
@@ -35,7 +37,7 @@ SPEAK_S = 60.0
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how fast a training runs, and what its card says of the data."""
+    """Where and how fast a training runs, and what its card says of the data and of the command that evaluates it."""
 
     device: str = "auto"
     precision: str = "auto"
@@ -46,6 +48,7 @@ class Options:
     demonstration: bool = False
     half: bool = False
     command: str = ""
+    evaluation: str = ""
 
 
 def train(
@@ -73,6 +76,7 @@ def train(
         chips too, so that these heads go on learning and nothing is forgotten; see `rehearsal`.
     out
         Gets the model; `out/work` the checkpoints and the log. A second call goes on where the first was cut.
+        Nothing else may be in it, and one training at a time writes there.
     head
         A kind of `models.heads.KINDS`.
 
@@ -87,7 +91,10 @@ def train(
         Too few places to learn from and to choose by.
     ModelError
         The start is refused, or a checkpoint or feature cache is another training's.
+    OutputError, InUseError
+        `out` holds something else or cannot be written; another training is at work there.
     """
+    check_out(out)
     options = options or Options()
     if recipe.size > chips.size:
         raise ConfigError(
@@ -96,7 +103,7 @@ def train(
     learn, tune = parted(chips, recipe)
     if rehearse and not recipe.finetune:
         raise ConfigError("to rehearse is for --finetune alone: without it the other heads stay as they are")
-    earlier = rehearsals(rehearse, chips.task, recipe)
+    earlier = rehearsals(rehearse, chips, recipe)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     start = begin(model, chips, head=head, size=recipe.size, seed=recipe.seed)
@@ -109,33 +116,62 @@ def train(
         start.network.backbone.gradient_checkpointing_enable()
     seen = partial(normalise, row=start.row)
     identity = _identity(chips, start, head, recipe, earlier)
-    features = None
-    if "backbone" not in trained:
-        key = Key(
-            start.sha256, chips.sha256, tuple(start.network.config.taps), recipe.size, recipe.views, recipe.variety,
-            recipe.seed,
-        )  # fmt: skip
-        folder = options.cache or out / "work" / "features"
-        features = cached_features(folder, key, chips, start.network.eval(), seen, _every(told, "features"))
-    job = Job(
-        start.network, chips, learn, tune, recipe, seen, trained, out / "work", device, precision, identity, features
-    )
-    job = replace(job, rehearsed=tuple(_beside(job, one) for one in earlier))
+    with held(out):
+        features = None
+        if "backbone" not in trained:
+            key = Key(
+                start.sha256, chips.sha256, tuple(start.network.config.taps), recipe.size, recipe.views, recipe.variety,
+                recipe.seed,
+            )  # fmt: skip
+            folder = options.cache or out / "work" / "features"
+            features = cached_features(folder, key, chips, start.network.eval(), seen, _every(told, "features"))
+        job = Job(
+            start.network,
+            chips,
+            learn,
+            tune,
+            recipe,
+            seen,
+            trained,
+            out / "work",
+            device,
+            precision,
+            identity,
+            features,
+        )
+        job = replace(job, rehearsed=tuple(_beside(job, one) for one in earlier))
+        _tell(job, start, told)
+        state = fit(job, _progress(told))
+        start.network.load_state_dict(load_file(job.folder / f"{recipe.choose}.safetensors"))
+        chosen = json.loads((job.folder / f"{recipe.choose}.json").read_text())
+        record = write_model_folder(
+            out,
+            Finished(
+                start, chips, learn, tune, head, recipe, trained, state.log, chosen, options, state.elapsed_s, earlier
+            ),
+        )
+    told(f"licence of the weights, for the card: {record['licence']}")
+    return record
+
+
+def _tell(job: Job, start: Start, told: Told) -> None:
+    """Say what will learn, from what, and what is to be thought of it."""
+    split = job.chips.table["split"] == "val"
+    beside = len(job.chips) - len(job.learn) - len(job.tune) - int(split.sum())
     for one in job.rehearsed:
-        told(f"beside them {one.chips.task}: {len(one.learn)} chips to rehearse, {len(one.tune)} to measure by")
+        told(
+            f"beside them {one.chips.task}: {count(len(one.learn), 'chip')} to rehearse, {len(one.tune)} to measure by"
+        )
     told(
-        f"{len(learn)} chips to learn from, {len(tune)} to choose by; {steps_of(job)} steps of {recipe.batch}; "
-        f"{sum(p.numel() for n, p in start.network.named_parameters() if n.startswith(trained)):,} weights learn"
+        f"{count(len(job.learn), 'chip')} to learn from, {len(job.tune)} to choose by"
+        + (f", {beside} beside these left out" if beside else "")
+        + f"; {count(steps_of(job), 'step')} of {job.recipe.batch}; "
+        f"{sum(p.numel() for n, p in start.network.named_parameters() if n.startswith(job.trained)):,} weights learn"
     )
-    state = fit(job, _progress(told))
-    start.network.load_state_dict(load_file(job.folder / f"{recipe.choose}.safetensors"))
-    chosen = json.loads((job.folder / f"{recipe.choose}.json").read_text())
-    return write_model_folder(
-        out,
-        Finished(
-            start, chips, learn, tune, head, recipe, trained, state.log, chosen, options, state.elapsed_s, earlier
-        ),
-    )
+    if len(job.tune) < FEW_TUNING:
+        told(f"warning: {few_tuning(len(job.tune))}")
+    if start.replaced:
+        told(f"warning: the head for {job.chips.task} of {start.row.name} is thrown away, and one begins afresh")
 
 
 def _beside(job: Job, earlier: Rehearsal) -> Job:
