@@ -5,15 +5,39 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from geodino.cli_options import device_option, precision_option
 
 TASKS = ("canopy", "trees", "segment", "classify")
 HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify": "linear"}
+
+# Options that do nothing without another one.
+NEEDS = {
+    "folds_by": "folds", "mirrored": "upright", "checkpointing": "finetune", "backbone_rate": "finetune",
+    "layer_decay": "finetune", "rehearse": "finetune",
+}  # fmt: skip
+# Options that say something of vector labels, and of which task's.
+OF_VECTORS: Mapping[str, tuple[str, ...]] = {
+    "scene_column": TASKS,
+    "layer": TASKS,
+    "height_column": ("canopy",),
+    "radius_column": ("canopy",),
+    "radius_m": ("canopy",),
+    "sensor": ("canopy",),
+    "area": ("trees",),
+    "class_column": ("segment", "classify"),
+}
+# Which parts of a training's command its evaluation takes.
+OF_EVALUATION = (
+    "labels", "sources", "splits", "scene_column", "height_column", "radius_column", "radius_m", "sensor", "layer",
+    "area", "class_column", "classes", "bands",
+)  # fmt: skip
 
 
 @click.command()
@@ -21,10 +45,17 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 @click.option("--labels", required=True, multiple=True, help="Label files or globs; may be repeated.")
 @click.option("--source", "sources", required=True, multiple=True, help="Imagery, as for `run`; may be repeated.")
 @click.option(
-    "--model", required=True, help="What to start from: a backbone, a trained folder, or `new` (nano's shape)."
+    "--model",
+    required=True,
+    help="What to start from: a backbone, `new` (nano's shape), or a trained folder, whose heads for other tasks stay; "
+    "one for TASK is thrown away.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the model that is made.")
-@click.option("--head", help="linear, pyramid or density [default: density for trees, else linear].")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the model that is made; new or empty."
+)
+@click.option(
+    "--head", help="linear, pyramid or (canopy) dpt [default: density, the only one, for trees, else linear]."
+)
 @click.option("--finetune", is_flag=True, help="Train the backbone too; else it is frozen and its features are cached.")
 @click.option(
     "--rehearse",
@@ -39,7 +70,7 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 @click.option("--radius", "radius_m", type=float, help="Radius of all footprints, metres.")
 @click.option("--sensor", type=click.Choice(["gedi", "icesat-2"]), help="Of the footprints: 12 or 7 m.")
 @click.option("--label-layer", "layer", help="Layer of the label file.")
-@click.option("--area", help="Polygons within which all trees are drawn.")
+@click.option("--area", type=click.Path(exists=True), help="Polygons within which all trees are drawn.")
 @click.option("--class-column", help="Column of the classes.")
 @click.option("--classes", help="Classes in their order, comma-separated.")
 @click.option("--bands", help="Red, green and blue by name or 1-based index: 4,3,2.")
@@ -83,7 +114,7 @@ HEADS = {"canopy": "linear", "trees": "density", "segment": "linear", "classify"
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Where features are kept [default: OUT/work/features].")
 @click.option("--name", help="Of the model, for its card.")
-@click.option("--data-licence", default="", help="Licence that the data leave to the weights, for the card.")
+@click.option("--data-licence", default="", help="Licence of the data, for the card [default: not stated].")
 @click.option("--attribution", multiple=True, help="A line for the card; may be repeated.")
 @click.option("--half", is_flag=True, help="Keep the weights as float16: half the file, no figure that changes.")
 @click.option("--demonstration", is_flag=True, help="Label every map as a demonstration.")
@@ -94,9 +125,11 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
     A second call with the same --out goes on where the first was cut.
     """
     from geodino.errors import ConfigError
+    from geodino.redaction import command_without_secrets
     from geodino.sources import Search
     from geodino.training.augment import Variety
     from geodino.training.chips import ChipOptions, LabelOptions, build_chips
+    from geodino.training.folder import check_out
     from geodino.training.recipe import Recipe
     from geodino.training.train import Options
     from geodino.training.train import train as train_head
@@ -105,6 +138,8 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
     def tell(line: str) -> None:
         click.echo(line, err=True)
 
+    refuse_idle(task, given)
+    check_out(out)
     bands = tuple(band.strip() for band in (given["bands"] or "").split(",") if band.strip())
     size = given["size"]
     recipe = Recipe(
@@ -133,9 +168,11 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
     )
     for reason, count in chips.dropped.items():
         tell(f"left out, {reason}: {count}")
+    evaluation = evaluation_of(task, out, given, held_out="val" in set(chips.table["split"]))
     options = Options(
         given["device"], given["precision"], given["cache"], given["name"], given["data_licence"],
-        tuple(given["attribution"]), given["demonstration"], given["half"], shlex.join(["geodino", *sys.argv[1:]]),
+        tuple(given["attribution"]), given["demonstration"], given["half"],
+        command_without_secrets(shlex.join(["geodino", *sys.argv[1:]])), evaluation,
     )  # fmt: skip
     if given["folds"]:
         if given["rehearse"]:
@@ -156,7 +193,39 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:
-        click.echo(f"the model is {out}; geodino evaluate {task} --model {out} --labels ... says how good it is")
+        click.echo(f"the model is {out}; how good it is, says\n{evaluation}")
+
+
+def refuse_idle(task: str, given: Mapping[str, Any]) -> None:
+    """UsageError for an option that was given and would do nothing."""
+    from geodino.training.label_files import RASTER_SUFFIXES, expand
+
+    context = click.get_current_context()
+    asked = {name for name in given if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    spelled = {option.name: option.opts[0] for option in context.command.params}
+    for name, needed in NEEDS.items():
+        if name in asked and not given[needed]:
+            raise click.UsageError(f"{spelled[name]} does nothing without {spelled[needed]}: give both or neither")
+    rasters = all(path.lower().endswith(RASTER_SUFFIXES) for path in expand(given["labels"]))
+    for name, tasks in OF_VECTORS.items():
+        if name in asked and (rasters or task not in tasks):
+            what = "raster labels" if rasters else f"labels for {task}"
+            raise click.UsageError(f"{spelled[name]} does nothing for {what}: leave it out")
+
+
+def evaluation_of(task: str, out: Path, given: Mapping[str, Any], *, held_out: bool) -> str:
+    """The command that evaluates the model: on the chips of the split `val`, or on ground that is still to be named."""
+    from geodino.redaction import command_without_secrets
+
+    spelled = {option.name: option.opts[0] for option in click.get_current_context().command.params}
+    known = {name: given[name] for name in OF_EVALUATION}
+    if not held_out:
+        known |= {"labels": ["LABELS"], "sources": ["IMAGERY"], "splits": [], "area": None}
+    words = ["geodino", "evaluate", task, "--model", str(out)]
+    for name, value in known.items():
+        values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        words += [word for one in values for word in (spelled[name], str(one))]
+    return command_without_secrets(shlex.join([*words, *(["--split", "val"] if held_out else [])]))
 
 
 def label_options(given: dict[str, Any], made: type) -> Any:
