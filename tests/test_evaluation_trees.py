@@ -20,7 +20,6 @@ from geodino.evaluation.tree_points import (
     DENSITY_FORMULAS,
     TREE_FORMULAS,
     Trees,
-    best_threshold,
     curve_of,
     density_sums,
     tree_sums,
@@ -91,7 +90,7 @@ def test_trees_that_two_chips_see_count_once() -> None:
         assert halves[name] == pytest.approx(whole[name])
 
 
-def test_the_curve_and_its_best_threshold() -> None:
+def test_the_curve() -> None:
     said = trees([(10, 10), (50, 55), (200, 200), (130, 130)], [0.92, 0.72, 0.32, 0.52])
     sums = collect([(tree_sums(said, TRUE, gsd_m=0.6, threshold=0.5, curve=True), "here")], unit="chips")
     curve = {point.threshold: point for point in curve_of(sums)}
@@ -99,7 +98,6 @@ def test_the_curve_and_its_best_threshold() -> None:
     assert (curve[0.7].precision, curve[0.7].recall) == (1, 0.5)
     assert (curve[0.3].precision, curve[0.3].recall) == (0.75, 0.75)
     assert np.isnan(curve[0.95].precision) and curve[0.95].recall == 0
-    assert best_threshold(sums) == 0.35  # three right, none wrong; the lowest of equals
 
 
 @given(threshold=st.sampled_from([0.1, 0.3, 0.5, 0.8]))

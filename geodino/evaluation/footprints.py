@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from geodino.evaluation.canopy import CLASS_EDGES_M, CLASS_NAMES, Heights
 from geodino.evaluation.sums import Floats
+from geodino.grid import Window
+from geodino.training.labels import circle_of
 
 PERCENTILE = 98.0
 
@@ -29,17 +31,14 @@ def heights_within(heights: Heights, footprints: npt.NDArray[np.floating]) -> Fl
         (M, 3 or more): x and y in pixels from the map's north-west corner, radius in pixels. Pixels whose middle lies
         within the radius count, and always the one that holds the centre; those off the map are not known.
     """
-    found = np.full(len(footprints), np.nan)
+    found, whole = np.full(len(footprints), np.nan), Window(0, 0, *heights.shape)
     for index, (x, y, radius, *_) in enumerate(np.asarray(footprints, np.float64)):
-        top, bottom = int(np.floor(y - radius)), int(np.ceil(y + radius)) + 1
-        left, right = int(np.floor(x - radius)), int(np.ceil(x + radius)) + 1
-        down, across = np.ogrid[top:bottom, left:right]
-        inside = np.hypot(down + 0.5 - y, across + 0.5 - x) <= radius
-        inside[int(np.floor(y)) - top, int(np.floor(x)) - left] = True
-        here = slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))
-        seen = heights[here]
-        part = inside[here[0].start - top :, here[1].start - left :][: seen.shape[0], : seen.shape[1]]
-        known = seen[part & np.isfinite(seen)]
+        window, inside = circle_of(x, y, radius)
+        here = window.intersection(whole)
+        if here.empty:
+            continue
+        seen = heights[here.slices_in(whole)][inside[here.slices_in(window)]]
+        known = seen[np.isfinite(seen)]
         if len(known) and len(known) >= _LEAST_KNOWN * inside.sum():
             found[index] = np.percentile(known, PERCENTILE)
     return found

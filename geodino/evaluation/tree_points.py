@@ -147,12 +147,6 @@ def curve_of(sums: Sums) -> tuple[CurvePoint, ...]:
     )
 
 
-def best_threshold(sums: Sums) -> float:
-    """The threshold of the highest F1, the lowest of equals; to be chosen on places that are not evaluated."""
-    values = np.array([point.f1 for point in curve_of(sums)])
-    return THRESHOLDS[int(np.nanargmax(values))] if np.isfinite(values).any() else THRESHOLDS[0]
-
-
 def f1(precision: Floats, recall: Floats) -> Floats:
     """Their harmonic mean; 0 where either is 0, also if nothing was predicted; NaN where there is nothing to find."""
     return np.where((precision == 0) | (recall == 0), 0.0, ratio(2 * precision * recall, precision + recall))

@@ -9,9 +9,11 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from geodino.grid import Window
 from geodino.models.pyramid import CELL
 from geodino.training.augment import Look, see_labels
 from geodino.training.chipset import ChipSet, Task
+from geodino.training.labels import circle_of
 
 Targets = dict[str, torch.Tensor]
 
@@ -45,15 +47,17 @@ def _footprint_targets(footprints: npt.NDArray[np.float32], seen: torch.Tensor, 
     """Each footprint that a crop holds whole, as a disc of its number; where two overlap the first has the pixel."""
     disc = np.zeros((look.size, look.size), np.int64)
     tallest = np.full(MOST_FOOTPRINTS, np.nan, np.float32)
-    rows, cols = np.indices(disc.shape) + 0.5
+    crop = Window(0, 0, *disc.shape)
     number = 0
     for (x, y), radius, height in zip(look.points(footprints[:, :2]), footprints[:, 2], footprints[:, 3], strict=True):
         reach = radius / look.scale
         if not (reach <= x <= look.size - reach and reach <= y <= look.size - reach) or number == MOST_FOOTPRINTS:
             continue
-        inside = ((cols - x) ** 2 + (rows - y) ** 2 <= reach**2) & (disc == 0)
+        window, circle = circle_of(x, y, reach)
+        part = disc[window.slices_in(crop)]
+        inside = circle & (part == 0)
         if inside.any():
-            disc[inside] = number + 1
+            part[inside] = number + 1
             tallest[number] = height
             number += 1
     return {"disc": torch.from_numpy(disc), "tallest": torch.from_numpy(tallest), "known": seen}
