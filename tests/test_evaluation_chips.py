@@ -167,7 +167,7 @@ def test_each_fold_is_judged_by_its_own_model() -> None:
     models = [says(chips, (HEIGHTS + 1 + fold)[:, None]) for fold in range(3)]
     report = evaluate_folds(models, chips, fold_of, subject=SUBJECT).report
     found = {part.name: part.figures[0].value for part in report.parts["fold"]}
-    assert found == pytest.approx({"0": 1, "1": 2, "2": 3}, abs=1e-5)
+    assert found == pytest.approx({"1": 1, "2": 2, "3": 3}, abs=1e-5)
     assert report.figure("mae_m").value == pytest.approx(2, abs=1e-5)  # folds of equal size
 
 

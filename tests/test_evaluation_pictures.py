@@ -100,7 +100,7 @@ def test_the_table_holds_each_figure_with_its_unit_and_interval(task: Task) -> N
     text = captured.get()
     assert all(figure.title in text for figure in evaluation.report.figures)
     assert "intervals over 8 places" in text
-    assert "left out: 3 label outside the imagery" in text
+    assert "left out, label outside the imagery: 3" in text
     if task == "canopy":
         assert "3.50 m" in text  # seven chips 1 m and one 21 m too high
         assert "+3.50 m" in text

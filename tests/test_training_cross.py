@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_training_engine import SMALL, backbone, canopy, ground  # noqa: F401  (the last three are fixtures)
 
-from geodino.errors import ConfigError
+from geodino.errors import ConfigError, InputError
 from geodino.models.loading import load_model
 from geodino.training.chipset import ChipSet
 from geodino.training.cross import cross_validate
@@ -26,8 +26,14 @@ def test_each_chip_is_judged_once_and_by_a_model_that_never_saw_its_place(
         canopy, backbone, tmp_path, head="linear", recipe=replace(SMALL, epochs=1), count=2, told=said.append
     )
     report = found.report
-    assert report.counts["chips"] == len(canopy) and {part.name for part in report.parts["fold"]} == {"0", "1"}
+    assert report.counts["chips"] == len(canopy) and {part.name for part in report.parts["fold"]} == {"1", "2"}
     assert [line for line in said if line.startswith("fold")] == ["fold 1 of 2", "fold 2 of 2"]
+    # What each fold rests on is said before the first training, and in the report.
+    planned = [line for line in said if line.startswith("chips of fold")]
+    assert said[:2] == planned and "judged" in planned[0]
+    for part in report.as_dict()["parts"]["fold"].values():
+        rest = [part[name] for name in ("learned_from", "chosen_by", "judged", "left_out")]
+        assert sum(figure["value"] for figure in rest) == len(canopy)
     records = [json.loads((tmp_path / f"fold-{k}-of-2" / "training.json").read_text()) for k in (1, 2)]
     left_alone = [record["data"]["left_alone"] for record in records]
     assert sum(left_alone) >= len(canopy) and min(left_alone) > 0
@@ -47,3 +53,25 @@ def test_more_folds_than_groups_are_refused_before_any_training(
     with pytest.raises(ConfigError, match="folds cannot be made of"):
         cross_validate(canopy, backbone, tmp_path, head="linear", recipe=SMALL, count=2, column="crs")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fold_that_leaves_too_little_is_refused_before_any_training(
+    canopy: ChipSet,  # noqa: F811
+    backbone: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    few = canopy.subset([0, 1, 2])
+    with pytest.raises(InputError, match=r"fold \d of 2: \d chips? to learn from and \d to choose by, of \d in all"):
+        cross_validate(few, backbone, tmp_path, head="linear", recipe=SMALL, count=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folds_of_few_places_have_intervals_over_blocks_of_ground(
+    canopy: ChipSet,  # noqa: F811
+    backbone: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    few = canopy.subset(range(7))
+    report = cross_validate(few, backbone, tmp_path, head="linear", recipe=replace(SMALL, epochs=0.5), count=2).report
+    assert report.counts["blocks of 77 m"] == 7 and report.counts["folds"] == 2 and "places" not in report.counts
+    assert report.intervals == "7 blocks of 77 m"

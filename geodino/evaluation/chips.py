@@ -129,6 +129,7 @@ def evaluate_folds(
     settings: Settings | Sequence[Settings] | None = None,
     by: Mapping[str, Sequence[object]] | None = None,
     batch: int = BATCH,
+    ground: str = "places",
 ) -> Evaluation:
     """Return how good a recipe is by spatial cross-validation: each chip goes to the model that never saw its fold.
 
@@ -137,9 +138,11 @@ def evaluate_folds(
     predicts
         Of each fold, the model that was trained without it.
     folds
-        (N,), the fold of each chip, from `geodino.training.splits.folds`: whole places, or whole values of a column.
+        (N,), the fold of each chip, 0..; in the report they are called 1.. as on disk.
     settings
         Of all folds, or one for each, such as the threshold that its model's training chose.
+    ground
+        What the column `place` of the chips names, for the report.
     """
     each = [settings or Settings()] * len(predicts) if not isinstance(settings, Sequence) else list(settings)
     first = each[0]
@@ -157,14 +160,15 @@ def evaluate_folds(
                 scatter.add(*_heights(seen))
             yield SUMS[chips.task](seen), places[index]
 
-    sums = collect(parts(), unit=_unit(chips, first))
+    sums = collect(parts(), unit=_unit(chips, first), ground=ground)
     if not len(sums):
         raise InputError(f"nothing is labelled on {len(chips)} chips: check that the labels lie on the imagery")
     if "block_row" in sums.columns:
         sums = canopy.with_blocks(sums, chips.table["scene"].to_numpy()[sums.chips], block=first.block_px)
     parts_of = {name: np.array([str(value) for value in values])[sums.chips] for name, values in (by or {}).items()}
     if len(predicts) > 1:
-        parts_of = {"fold": folds.astype(np.str_)[sums.chips], **parts_of}
+        names = [f"{fold + 1:0{len(str(len(predicts)))}}" for fold in folds.tolist()]
+        parts_of = {"fold": np.array(names)[sums.chips], **parts_of}
     report = _blank(chips, sums, subject, constant)
     if any(one != first for one in each):
         own = ", ".join(f"{one.threshold:g}" for one in each)
@@ -298,7 +302,7 @@ def _unit(chips: ChipSet, settings: Settings) -> str:
 
 def _blank(chips: ChipSet, sums: Sums, subject: Subject, constant: float) -> Report:
     """The report without figures."""
-    counts = {"chips": len(np.unique(sums.chips)), "places": len(np.unique(sums.places))}
+    counts = {"chips": len(np.unique(sums.chips)), sums.ground: len(np.unique(sums.places))}
     settings: dict[str, float | int | str] = {"chip_px": chips.size, "gsd_m": chips.gsd_m}
     notes: tuple[str, ...] = ()
     if chips.task == "canopy":

@@ -162,7 +162,7 @@ class Report:
         found += [_part_table(by, parts, KEY_FIGURES[self.task]) for by, parts in self.parts.items() if parts]
         lines = [f"intervals over {self.intervals}" if not self.intervals.startswith("no ") else self.intervals]
         lines += [self.basis] if self.counts else []
-        lines += [f"left out: {count:,} {reason}" for reason, count in self.dropped.items() if count]
+        lines += [f"left out, {reason}: {count:,}" for reason, count in self.dropped.items() if count]
         return [*found, *(Text(line) for line in (*lines, *self.notes))]
 
 
@@ -181,7 +181,7 @@ def shown_interval(figure: Figure) -> str:
 
 
 def _number(value: float, figure: Figure) -> str:
-    places = {"%": 1, "trees": 1, "m": 2}.get(figure.unit, 3)
+    places = {"%": 1, "trees": 1, "m": 2, "chips": 0}.get(figure.unit, 3)
     signed = "+" if "bias" in figure.name else ""
     text = format(value, f"{signed}.{places}f")
     # -0.00 is 0.
@@ -193,12 +193,16 @@ def _part_table(by: str, parts: Sequence[Part], names: frozenset[str]) -> Render
 
     table = Table(title=f"by {by}", title_justify="left")
     table.add_column(by, no_wrap=True)
-    for figure in parts[0].figures:
-        if figure.name in names:
-            table.add_column(figure.title, justify="right")
+    for figure in _key_figures(parts[0], names):
+        table.add_column(figure.title, justify="right")
     for part in parts:
-        table.add_row(part.name, *(shown(figure) for figure in part.figures if figure.name in names))
+        table.add_row(part.name, *(shown(figure) for figure in _key_figures(part, names)))
     return table
+
+
+def _key_figures(part: Part, names: frozenset[str]) -> list[Figure]:
+    """Those of that name, and how many chips the part rests on."""
+    return [figure for figure in part.figures if figure.name in names or figure.unit == "chips"]
 
 
 def _figures(figures: Sequence[Figure]) -> dict[str, dict[str, float | str | None]]:

@@ -12,7 +12,7 @@ and the 97.5th percentile of the figures of the resamples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -85,12 +85,15 @@ class Sums:
         (U,) int, the chip that each unit is part of.
     unit
         What a unit is: "chips", "blocks of 50 px".
+    ground
+        What the places are: "places", "blocks of 154 m".
     """
 
     columns: Mapping[str, Floats]
     places: npt.NDArray[np.str_]
     chips: npt.NDArray[np.intp]
     unit: str
+    ground: str = "places"
 
     def __len__(self) -> int:
         return len(self.places)
@@ -104,7 +107,7 @@ class Sums:
     def where(self, keep: npt.NDArray[np.bool_]) -> Sums:
         """The units of a mask (U,)."""
         columns = {name: values[keep] for name, values in self.columns.items()}
-        return Sums(columns, self.places[keep], self.chips[keep], self.unit)
+        return replace(self, columns=columns, places=self.places[keep], chips=self.chips[keep])
 
     def total(self) -> Totals:
         """The sums of all units, with a first axis of one."""
@@ -121,7 +124,7 @@ class Sums:
         return names, summed
 
 
-def collect(parts: Iterable[tuple[Mapping[str, Floats], str]], *, unit: str) -> Sums:
+def collect(parts: Iterable[tuple[Mapping[str, Floats], str]], *, unit: str, ground: str = "places") -> Sums:
     """The sums of many chips: each with its columns, (units of the chip, ...), and its place; in order."""
     columns: dict[str, list[Floats]] = {}
     places: list[str] = []
@@ -136,6 +139,7 @@ def collect(parts: Iterable[tuple[Mapping[str, Floats], str]], *, unit: str) -> 
         np.repeat(np.array(places, np.str_), counts),
         np.repeat(np.arange(len(counts)), counts),
         unit,
+        ground,
     )
 
 
@@ -159,7 +163,7 @@ def resample(sums: Sums, *, resamples: int = RESAMPLES, seed: int = 0) -> Resamp
     """Draw places with replacement, as many as there are; units of ground where there are too few places."""
     places = np.unique(sums.places)
     if len(places) >= FEWEST:
-        over = f"{len(places)} places"
+        over = f"{len(places)} {sums.ground}"
         _, columns = sums.of_each(sums.places)
     elif len(sums) >= FEWEST:
         over = (

@@ -11,11 +11,11 @@ from geodino.errors import ConfigError, InputError
 from geodino.training.chipset import ChipSet
 from geodino.training.pairing import in_degrees
 from geodino.training.recipe import Recipe
-from geodino.training.splits import Bools, beside, draw, on_plane, split_places
+from geodino.training.splits import Bools, Ints, beside, draw, on_plane, split_places
 from geodino.watch import count
 
 Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+
 
 # Fewer chips than this tell nothing on either side.
 FEWEST = 2

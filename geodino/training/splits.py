@@ -20,6 +20,7 @@ from geodino.shipped import nearest
 from geodino.watch import count
 
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 # Chips closer than this see the same ground: photos lean and labels are drawn loosely.
 PLACE_GAP_M = 30.0
