@@ -14,19 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from geodino.errors import ConfigError, ModelError
 from geodino.models.precision import choose_device, choose_precision, normalise
 from geodino.training.card import FEW_TUNING, few_tuning
 from geodino.training.chipset import ChipSet
-from geodino.training.engine import Job, State, fit, steps_of
+from geodino.training.engine import Job, State, fit, load_kept, steps_of
 from geodino.training.features import Key, cached_features
 from geodino.training.folder import Finished, check_out, held, write_model_folder
 from geodino.training.parting import parted
 from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import Rehearsal, rehearsals
 from geodino.training.start import Start, begin, trained_prefixes
+from geodino.training.tasks import TASKS
+from geodino.training.usable import check_labels
 from geodino.watch import count
 
 Told = Callable[[str], None]
@@ -101,6 +101,7 @@ def train(
             f"crops of {recipe.size} px do not fit chips of {chips.size} px: lower --size or raise --chip"
         )
     learn, tune = parted(chips, recipe)
+    warnings = check_labels(chips, learn, tune, recipe.size)
     if rehearse and not recipe.finetune:
         raise ConfigError("to rehearse is for --finetune alone: without it the other heads stay as they are")
     earlier = rehearsals(rehearse, chips, recipe)
@@ -141,15 +142,18 @@ def train(
         )
         job = replace(job, rehearsed=tuple(_beside(job, one) for one in earlier))
         _tell(job, start, told)
+        for warning in warnings:
+            told(f"warning: {warning}")
         state = fit(job, _progress(told))
-        start.network.load_state_dict(load_file(job.folder / f"{recipe.choose}.safetensors"))
-        chosen = json.loads((job.folder / f"{recipe.choose}.json").read_text())
-        record = write_model_folder(
-            out,
-            Finished(
-                start, chips, learn, tune, head, recipe, trained, state.log, chosen, options, state.elapsed_s, earlier
-            ),
-        )
+        chosen = load_kept(job)
+        if doubt := TASKS[chips.task].doubt(chosen):
+            warnings.append(f"no better than without training: {doubt}")
+            told(f"warning: {warnings[-1]}")
+        done = Finished(
+            start, chips, learn, tune, head, recipe, trained, state.log, chosen, options, state.elapsed_s, earlier,
+            tuple(warnings),
+        )  # fmt: skip
+        record = write_model_folder(out, done)
     told(f"licence of the weights, for the card: {record['licence']}")
     return record
 
@@ -204,7 +208,7 @@ def _progress(told: Told) -> Callable[[State, int], None]:
         if len(state.log) > measured:
             measured = len(state.log)
             figures = {k: v for k, v in state.log[-1].items() if k not in ("step", "elapsed_s", "rate")}
-            line += ": " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+            line += ": " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items() if v is not None)
         elif time.monotonic() - spoke < SPEAK_S:
             return
         spoke = time.monotonic()
