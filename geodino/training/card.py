@@ -6,15 +6,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from geodino.models.catalog import Licence
 from geodino.training.licences import NOT_STATED, derives_from_dinov3
-from geodino.watch import count
+from geodino.watch import count, duration
 
 # Figures of so few chips are luck.
 FEW_TUNING = 10
 # What the log says of a step and the table of figures does not.
 _NO_FIGURES = ("step", "elapsed_s", "loss", "rate", "warnings")
-# A column of the splits with more values than this is not spelled out.
+# Columns of the splits that say where and when, and how many values of one are spelled out at most.
+_WHERE_AND_WHEN = ("country", "region", "state", "city", "site", "source", "year", "season")
 _FEW_VALUES = 12
 
 
@@ -39,8 +42,8 @@ tags: [remote-sensing, {task}]
 
 # {name}: {task}
 
-A `{record["head"]}` head for {task} on {title}, trained with geodino on imagery of {data["gsd_m"]:g} m a
-pixel.{replaced} Weights that learned: {", ".join(f"`{prefix}`" for prefix in record["trained"])}.
+A `{record["head"]}` head for {task} on {title}, trained with geodino on imagery of {data["gsd_m"]:g} m a pixel.
+Weights that learned: {", ".join(f"`{prefix}`" for prefix in record["trained"])}.{replaced}
 
 ## Figures
 
@@ -64,7 +67,7 @@ Attribution:
 
     {record["command"] or "from Python"}
 
-Took {record["elapsed_s"] / 60:.0f} minutes. Everything else is in `training.json`, the ground of the chips among it.
+Took {duration(record["elapsed_s"])}. Everything else is in `training.json`, the ground of the chips among it.
 {"".join(_before(record))}
 ## Licence
 
@@ -88,7 +91,7 @@ def _chosen_by(record: Mapping[str, Any]) -> str:
 
 def few_tuning(chips: int) -> str:
     """What is to be thought of figures on few tuning chips."""
-    return f"Figures of {count(chips, 'chip')} are largely luck, and so is what they chose."
+    return f"Figures of {count(chips, 'chip')}, and what is chosen by them, are largely luck."
 
 
 def _warnings(record: Mapping[str, Any]) -> str:
@@ -130,10 +133,10 @@ def _counts(values: Mapping[str, int]) -> str:
     return ", ".join(f"{value or NOT_STATED} {number}" for value, number in values.items())
 
 
-def columns_of(table: Any, known: Sequence[str]) -> dict[str, dict[str, int]]:
-    """How many chips each value of the splits' own columns has, where there are few values."""
-    own = [name for name in table.columns if name not in known and 1 <= table[name].nunique() <= _FEW_VALUES]
-    return {str(name): {str(k): int(n) for k, n in table[name].value_counts().sort_index().items()} for name in own}
+def columns_of(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """How many chips are of each city, year and the like, where the splits say it and there are few."""
+    known = [name for name in _WHERE_AND_WHEN if name in table and table[name].nunique() <= _FEW_VALUES]
+    return {name: {str(k): int(n) for k, n in table[name].value_counts().sort_index().items()} for name in known}
 
 
 def _lines(attribution: Sequence[str]) -> str:

@@ -29,7 +29,6 @@ from geodino.training.licences import NOT_STATED, licence_of
 from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import Rehearsal
 from geodino.training.start import Start
-from geodino.training.store import COLUMNS
 
 if TYPE_CHECKING:
     from geodino.training.train import Options
@@ -207,7 +206,7 @@ def _data_of(done: Finished) -> dict[str, Any]:
         "scenes": sorted(used["scene"].astype(str).unique()),
         "places": int(used["place"].nunique()),
         "dates": [dates[0], dates[-1]] if dates else [],
-        "by": columns_of(used, (*COLUMNS, "place")),
+        "by": columns_of(used),
         "dropped": dict(chips.dropped),
         "gsd_m": chips.gsd_m,
         "size_px": chips.size,

@@ -10,10 +10,11 @@ from geodino.models.catalog import CC_BY, DINOV3_LICENCE, Licence
 
 NOT_STATED = "not stated"
 _AS = ("as its start and data: ", "as its data: ")
-# Licences that ask for attribution at most, so that what was stated of the data can stand for them.
+# Licences that ask for attribution or a notice at most, so that what was stated of the data can stand for them; splits
+# may say in brackets what a licence is of.
 _ATTRIBUTION = re.compile(
     r"cc0([ -]1\.0)?|public domain|pddl([ -]1\.0)?|odc[ -]by([ -]1\.0)?|cc[ -]by([ -]\d\.\d)?|"
-    r"(licence ouverte|etalab|open licence)([ -]\d\.\d)?",
+    r"(licence ouverte|etalab|open licence)([ -]\d\.\d)?|mit",
     re.IGNORECASE,
 )
 
@@ -21,11 +22,11 @@ _ATTRIBUTION = re.compile(
 def data_terms(data: Mapping[str, Any]) -> list[str]:
     """The licences of a training's data, from `data` of its record: what was stated first, then those of its chips."""
     stated, of_chips = data.get("licence") or NOT_STATED, data.get("licences") or {}
-    return _once([stated, *(name for name in of_chips if name != NOT_STATED)])
+    return _once([stated, *(part for name in of_chips if name != NOT_STATED for part in name.split(", "))])
 
 
 def licence_of(start: Licence | None, data: Iterable[Mapping[str, Any]]) -> Licence:
-    """The weights' licence: what was stated of the data where all else asks for attribution at most, else all of them.
+    """The weights' licence: what was stated of the data where all else asks for attribution at most, else all.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def licence_of(start: Licence | None, data: Iterable[Mapping[str, Any]]) -> Lice
     of_start = [] if start is None else start.name.removeprefix(_AS[0]).removeprefix(_AS[1]).split(", ")
     of_data = [term for one in data for term in data_terms(one)]
     terms = _once([*of_start, *of_data])
-    strict = [term for term in terms if not _ATTRIBUTION.fullmatch(term)]
+    strict = [term for term in terms if not _ATTRIBUTION.fullmatch(re.sub(r"\s*\(.*?\)", "", term))]
     if len(terms) == 1 or not strict:
         name = terms[0] if len(terms) == 1 else of_data[0]
         return Licence(name, _url(name))
