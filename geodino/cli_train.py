@@ -95,7 +95,14 @@ OF_EVALUATION = (
 @click.option("--colour", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="How far colours change.")
 @click.option("--upright", is_flag=True, help="Keep north up: shadows and lean of one photo are learned as they fall.")
 @click.option("--mirrored", is_flag=True, help="Mirror half of the upright looks, east to west.")
-@click.option("--balance", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share drawn by class.")
+@click.option(
+    "--balance",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the crops drawn by class, each as often as any: of height, of pixels (segment), of chips (classify); "
+    "trees have none.",
+)
 @click.option("--silog/--no-silog", default=True, help="Whether canopy begins with the log loss.")
 @click.option("--doubt", type=float, default=0.0, show_default=True, help="Weight of a spread as large as the errors.")
 @click.option("--checkpointing", is_flag=True, help="Less memory for a third more time, with --finetune.")
