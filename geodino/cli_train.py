@@ -100,8 +100,8 @@ OF_EVALUATION = (
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Share of the crops drawn by class, each as often as any: of height, of pixels (segment), of chips (classify); "
-    "trees have none.",
+    help="Share of the crops drawn by class, one as often as another: of height (canopy), of pixels (segment), of "
+    "chips (classify); trees have none.",
 )
 @click.option("--silog/--no-silog", default=True, help="Whether canopy begins with the log loss.")
 @click.option("--doubt", type=float, default=0.0, show_default=True, help="Weight of a spread as large as the errors.")
@@ -179,7 +179,9 @@ def train(task: str, out: Path, head: str | None, as_json: bool, **given: Any) -
     options = Options(
         given["device"], given["precision"], given["cache"], given["name"], given["data_licence"],
         tuple(given["attribution"]), given["demonstration"], given["half"],
-        command_without_secrets(shlex.join(["geodino", *sys.argv[1:]])), evaluation,
+        command_without_secrets(shlex.join(["geodino", *sys.argv[1:]])),
+        # The model of a fold is another one than OUT.
+        "" if given["folds"] else evaluation,
     )  # fmt: skip
     if given["folds"]:
         if given["rehearse"]:
