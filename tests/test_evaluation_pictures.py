@@ -14,7 +14,8 @@ from rich.console import Console
 from geodino.evaluation.chips import Evaluation, evaluate_chips
 from geodino.evaluation.pictures import PICTURES, draw_pictures
 from geodino.evaluation.report import Subject, Task
-from geodino.evaluation.worst import draw_worst, worst_chips
+from geodino.evaluation.tasks import Settings
+from geodino.evaluation.worst import draw_worst, worst_chips, worst_figure
 
 NAMES = ("water", "tree", "roof")
 
@@ -88,6 +89,32 @@ def test_the_worst_chips_are_of_different_places() -> None:
     said = heights[:, None] + np.array([9, 8, 7, 3, 5, 1], np.float32)[:, None, None, None]
     evaluation = evaluate_chips(says(chips, said), chips, subject=Subject("made"))
     assert worst_chips(evaluation, 4) == [0, 4]
+
+
+def test_the_worst_trees_are_those_that_count() -> None:
+    """Of the eastern half of each chip, nobody knows; trees predicted there are neither drawn nor numbered."""
+    labelled = np.zeros((6, SIZE, SIZE), np.bool_)
+    labelled[:, :, :32] = True
+    raster = np.stack(np.meshgrid(np.arange(6, 64, 12), np.arange(6, 64, 12)), axis=-1).reshape(-1, 2)
+    said = tuple(raster.astype(np.float32) for _ in range(6))
+    known = tuple(trees[trees[:, 0] < 32][1:] for trees in said)
+    chips = made_chips("trees", 6, points=known, labelled=labelled)
+    predict = says(chips, maps_of_trees(said))
+    evaluation = evaluate_chips(predict, chips, subject=Subject("made"), settings=Settings(within_m=2))
+    [*legends] = [axes.get_legend() for axes in worst_figure(evaluation, predict, chips).axes if axes.get_legend()]
+    drawn = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert drawn == [["14 hit", "1 false", "0 missed", "not counted"]] * 4
+    assert evaluation.sums.columns["said"].tolist() == [15] * 6
+
+
+def test_footprints_and_map_share_a_scale_that_holds_both() -> None:
+    footprints = tuple(np.array([[20, 20, 8, 15], [44, 44, 8, 38]], np.float32) for _ in range(2))
+    chips = made_chips("canopy", 2, footprints=footprints)
+    predict = says(chips, np.full((2, 1, SIZE, SIZE), 8, np.float32))
+    figure = worst_figure(evaluate_chips(predict, chips, subject=Subject("made")), predict, chips)
+    discs = [patch.get_facecolor() for patch in figure.axes[1].patches]
+    assert len(set(discs)) == 2
+    assert figure.axes[2].images[0].get_clim() == (0, 40)
 
 
 @pytest.mark.parametrize("task", TASKS)

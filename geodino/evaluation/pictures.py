@@ -23,6 +23,8 @@ from geodino.outputs.folder import whole_file
 from geodino.outputs.preview import FAINT, HEIGHT_COLOURS, INK
 
 DOTS_PER_INCH = 130
+# Shares of 1: thresholds along a curve are written where they are so far apart.
+_APART = 0.07
 OURS, OTHER, WRONG = "#0c6a4c", "#b9b9b9", "#c8500a"
 
 
@@ -158,14 +160,21 @@ def _curve(evaluation: Evaluation) -> Figure | None:
     for level in (0.2, 0.4, 0.6, 0.7, 0.8, 0.9):
         # F = 2 P R / (P + R), solved for P.
         precision = level * recall / (2 * recall - level)
-        here = (precision > 0) & (precision <= 1)
-        axes.plot(recall[here], precision[here], color="#dddddd", linewidth=0.8, zorder=1)
+        drawn = (precision > 0) & (precision <= 1)
+        axes.plot(recall[drawn], precision[drawn], color="#dddddd", linewidth=0.8, zorder=1)
         axes.text(1.004, level / (2 - level), f"F1 {level:g}", fontsize=8, color=FAINT, va="center", clip_on=False)
     axes.plot([p.recall for p in points], [p.precision for p in points], "-o", color=OURS, markersize=3.5, zorder=3)
+    last = (math.inf, math.inf)
     for point in points[1::4]:
+        here = (point.recall, point.precision)
+        if math.dist(here, last) < _APART:
+            continue
+        last = here
+        # Right of the plot stand the names of the lines.
+        left = point.recall > 0.94
         axes.annotate(
-            f"{point.threshold:g}", (point.recall, point.precision), (5, 5), textcoords="offset points", fontsize=8,
-            color=OURS,
+            f"{point.threshold:g}", here, (-5 if left else 5, 5), textcoords="offset points", fontsize=8, color=OURS,
+            ha="right" if left else "left",
         )  # fmt: skip
     used = {figure.name: figure for figure in report.figures}
     axes.plot(used["recall"].value, used["precision"].value, "D", color=WRONG, markersize=7, zorder=4)
@@ -174,7 +183,8 @@ def _curve(evaluation: Evaluation) -> Figure | None:
         (used["recall"].value, used["precision"].value), (-9, -9), textcoords="offset points", fontsize=9, color=WRONG,
         ha="right", va="top",
     )  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    # Room for what is written over points of precision 1.
+    axes.set(xlim=(0, 1), ylim=(0, 1.06), aspect="equal", yticks=np.linspace(0, 1, 6))
     axes.set_xlabel("recall: share of the labelled trees that were found")
     axes.set_ylabel("precision: share of the predicted trees that are there")
     return figure
