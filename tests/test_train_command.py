@@ -88,3 +88,11 @@ def test_without_held_out_chips_the_command_leaves_the_ground_to_be_named(words:
     assert said.stdout.splitlines()[-1] == (
         f"geodino evaluate canopy --model {tmp_path / 'm'} --labels LABELS --source IMAGERY"
     )
+
+
+def test_the_card_of_a_fold_names_its_own_folder(words: list[str], tmp_path: Path) -> None:
+    CliRunner().invoke(cli, [*words, "--folds", "2", "--out", str(tmp_path / "m")], catch_exceptions=False)
+    fold = tmp_path / "m" / "fold-1-of-2"
+    assert (
+        f"geodino evaluate canopy --model {fold} --labels LABELS --source IMAGERY\n" in (fold / "README.md").read_text()
+    )
