@@ -48,7 +48,7 @@ def made_by(model: ModelAsRun, tiling: Tiling) -> dict[str, str]:
         "TIFFTAG_SOFTWARE": f"geodino {__version__}",
         "model": model.name,
         "weights_sha256": model.weights_sha256,
-        "weights_licence": f"{model.licence.name}, {model.licence.url}",
+        "weights_licence": f"{model.licence.name}, {model.licence.url}".removesuffix(", "),
         "demonstration": "yes: do not rely on these numbers" if model.row.demonstration else "no",
         "mean": ", ".join(f"{value:g}" for value in model.mean),
         "std": ", ".join(f"{value:g}" for value in model.std),
