@@ -16,6 +16,7 @@ from transformers import DINOv3ViTModel
 
 from geodino.errors import ModelError
 from geodino.training.chipset import ChipSet
+from geodino.training.parting import parted
 from geodino.training.recipe import Recipe
 from geodino.training.train import train
 
@@ -32,7 +33,11 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bare_ground() -> ChipSet:
-    return made_chips("canopy", 12, heights=np.zeros((12, SIZE, SIZE), np.float32))
+    """Chips of 5 m, but for those that choose, which are bare: no R2 is told of them."""
+    chips = made_chips("canopy", 12, heights=np.full((12, SIZE, SIZE), 5, np.float32))
+    heights = np.asarray(chips.heights)
+    heights[parted(chips, SMALL)[1]] = 0
+    return made_chips("canopy", 12, heights=heights)
 
 
 def test_weights_that_were_cut_short_are_refused_by_name(backbone: Path, tmp_path: Path) -> None:
@@ -59,6 +64,7 @@ def test_a_figure_without_a_value_is_null_in_all_that_is_kept(backbone: Path, tm
     # An older training may have left NaN; its record is made whole.
     best = tmp_path / "m" / "work" / "best.json"
     best.write_text(best.read_text().replace("null", "NaN"))
+    assert "NaN" in best.read_text()
     assert train(bare_ground(), backbone, tmp_path / "m", head="linear", recipe=SMALL)["chosen"] == record["chosen"]
 
 

@@ -293,7 +293,7 @@ def _measure(state: State, job: Job, losses: Sequence[float]) -> None:
         names.append("best")
     for name in names:
         save(state.average, job.folder / f"{name}.safetensors")
-        write_json(job.folder / f"{name}.json", finite(line))
+        write_json(job.folder / f"{name}.json", line)
     state.log.append(finite(line))
 
 
@@ -312,7 +312,7 @@ def load_kept(job: Job) -> dict[str, Any]:
         job.network.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path} is damaged or cut short ({error}): {remedy}") from error
-    return finite(line)
+    return line
 
 
 def save(network: HeadedNetwork, path: Path) -> None:
@@ -360,7 +360,7 @@ def resume(state: State, job: Job) -> None:
             raise
         raise ModelError(f"{newest} is damaged or cut short ({error}): remove it to begin again") from error
     state.step, state.elapsed_s = int(place["step"]), float(place["elapsed_s"])
-    state.best, state.log = float(place["best"]), [finite(line) for line in place["log"]]
+    state.best, state.log = float(place["best"]), finite(place["log"])
 
 
 def _block(name: str, depth: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from geodino.training.licences import NOT_STATED, licence_of
 from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import Rehearsal
 from geodino.training.start import Start
+from geodino.training.whole import write_json
 
 if TYPE_CHECKING:
     from geodino.training.train import Options
@@ -129,8 +129,8 @@ def _write(folder: Path, out: Path, done: Finished) -> dict[str, Any]:
         "licence_url": licence.url,
         "demonstration": done.options.demonstration,
     }
-    _write_json(folder / "preprocessor_config.json", preprocessor)
-    _write_json(folder / RECORD, record)
+    write_json(folder / "preprocessor_config.json", preprocessor)
+    write_json(folder / RECORD, record)
     options = done.options
     evaluation = options.evaluation or f"geodino evaluate {task} --model {out} --labels LABELS --source IMAGERY"
     said = card(record, licence, name=options.name or "model", title=row.title, evaluation=evaluation)
@@ -245,7 +245,3 @@ def draw_curve(done: Finished, path: Path) -> None:
         lines, [str(line.get_label()) for line in lines], loc="upper center", bbox_to_anchor=(0.5, 1.12), ncol=2
     )
     figure.savefig(path, dpi=120)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -19,14 +19,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as JSON, whole; ValueError for a NaN in it, see `finite`."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """Write an object as JSON, whole, `finite` at any depth."""
+    write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
-    """An object that `write_json` left; ModelError with what to do if it is damaged or gone."""
+    """An object that `write_json` left, `finite`; ModelError with what to do if it is damaged or gone."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = finite(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is damaged or missing ({error}): {remedy}") from error
     if not isinstance(found, dict):
@@ -34,6 +34,10 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
     return found
 
 
-def finite(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of figures with None for each that has no value: JSON knows no NaN."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+def finite(value: Any) -> Any:
+    """The value, or whatever lies in it, with None for each number that has no value: JSON knows no NaN."""
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
