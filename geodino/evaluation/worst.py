@@ -109,7 +109,7 @@ def _labels_alone(worst: Sequence[Seen]) -> Figure:
         assert seen.chips.labels is not None
         names, true = seen.chips.class_names, int(seen.chips.labels[seen.index])
         best = np.argsort(-seen.said)[:2].tolist()
-        said = ", ".join(f"{names[i]} {100 * seen.said[i]:.0f} %" for i in best)
+        said = ", ".join(f"{names[i]} {100 * seen.said[i]:.0f}\N{NO-BREAK SPACE}%" for i in best)
         panel.set_title(_name(seen), loc="left", fontsize=8, color=INK)
         panel.set_xlabel(
             textwrap.fill(f"is {names[true]}; said {said}", 40), loc="left", fontsize=8.5,
