@@ -150,14 +150,20 @@ def test_heights_that_cannot_be_are_refused_with_their_count_and_likely_cause(
 
 
 @pytest.mark.parametrize(
-    "given", [{"unit": "ft"}, {"unit": "US survey foot"}, {"tags": {"units": "feet"}}, {"crs": "EPSG:32633+6360"}]
-)
+    "given",
+    [
+        {"unit": "ft"}, {"unit": "US survey foot"}, {"unit": "ft-us"}, {"unit": "ft (US)"}, {"tags": {"units": "feet"}},
+        {"tags": {"VERTICAL_UNITS": "us_ft"}}, {"tags": {"z_unit": "international feet"}}, {"crs": "EPSG:32633+6360"},
+    ],
+)  # fmt: skip
 def test_a_raster_that_says_feet_is_refused(tmp_path: Path, given: dict[str, object]) -> None:
     with pytest.raises(InputError, match=r"chm.tif are in .*(ft|foot|feet).*; multiply by 0.3048 and write metres"):
         raster_of(tmp_path / "chm.tif", noise((8, 8)), **given)
 
 
 def test_a_vertical_crs_in_metres_and_a_unit_of_metres_are_fine(tmp_path: Path) -> None:
+    ground = {"linear_units": "US survey foot", "software": "left 2.0", "z_unit": "m"}
+    assert raster_of(tmp_path / "b.tif", noise((8, 8)), tags=ground).crs == "EPSG:32633"
     assert raster_of(tmp_path / "a.tif", noise((8, 8)), crs="EPSG:32633+5703", unit="metre").crs == "EPSG:32633"
 
 

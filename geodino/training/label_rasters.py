@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ _FINER = 1.01
 # Up to this many pixels a side in one of the chip, sample points lie twice as dense, for pixels that are cut in two.
 _FEW = 4
 _ROWS = 512
-_FEET = ("ft", "ftus", "us-ft")
+_FEET = re.compile(r"foot|feet|(^|[^a-z])(us[-_ ]?)?ft([-_ ]?us)?([^a-z]|$)")
+# Tags that say the unit of heights, and not that of the ground.
+_UNIT_TAG = re.compile(r"(z|vertical|height|elevation|band|value)?[-_ ]?unit(s|type)?")
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,12 @@ def describe_raster(path: str) -> LabelRaster:
 def _refuse_feet(path: str, raster: rasterio.DatasetReader) -> None:
     """Refuse a unit of feet, in GDAL's field, a tag, or the vertical part of the CRS."""
     tags = {**raster.tags(), **raster.tags(1)}
-    said = [raster.units[0], *(value for key, value in tags.items() if key.lower() in ("unit", "units", "unittype"))]
-    crs = ProjCRS.from_wkt(raster.crs.to_wkt())
-    if crs.is_compound:
-        said += [axis.unit_name for axis in crs.sub_crs_list[1].axis_info]
+    said = [raster.units[0], *(value for key, value in tags.items() if _UNIT_TAG.fullmatch(key.lower()))]
+    # After east and north: the vertical part of a compound CRS, the third axis of a three-dimensional one.
+    said += [axis.unit_name for axis in ProjCRS.from_wkt(raster.crs.to_wkt()).axis_info[2:]]
     for unit in said:
         word = (unit or "").strip().lower()
-        if word in _FEET or "foot" in word or "feet" in word:
+        if _FEET.search(word):
             raise InputError(f"labels {path} are in {word}; multiply by 0.3048 and write metres")
 
 
