@@ -74,3 +74,15 @@ def test_what_will_not_be_learned_or_measured_is_said() -> None:
     ]
     labels = made_chips("classify", 4, labels=np.array([0, 1, 1, 0]), class_names=("park", "street"))
     assert check_labels(labels, LEARN, TUNE, 32) == ["class street has no label to choose by"]
+
+
+def test_labels_that_all_say_the_same_are_refused() -> None:
+    bare = made_chips("canopy", 4, heights=np.zeros((4, 64, 64), np.float32))
+    with pytest.raises(InputError, match=r"nothing to learn from: \d chips? hold heights of 0 m alone; give labels"):
+        check_labels(bare, LEARN, TUNE, 32)
+    flat = made_chips("canopy", 4, footprints=tuple(np.array([[32, 32, 5, 0]], np.float32) for _ in range(4)))
+    with pytest.raises(InputError, match=r"hold heights of 0 m alone"):
+        check_labels(flat, LEARN, TUNE, 32)
+    parks = made_chips("classify", 4, labels=np.array([0, 0, 0, 1]), class_names=("park", "street"))
+    with pytest.raises(InputError, match=r"hold plots of class park alone; give labels that differ"):
+        check_labels(parks, np.array([0, 1]), TUNE, 32)

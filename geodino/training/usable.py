@@ -37,7 +37,8 @@ def check_labels(chips: ChipSet, learn: Ints, tune: Ints, size: int) -> list[str
     Raises
     ------
     InputError
-        There is nothing to learn from, or nothing to choose by.
+        There is nothing to learn from, or nothing to choose by; or all plots to learn from are of one class, or all
+        heights 0 m.
     """
     labels, look = _labels_of(chips), plain_look(chips.size, size)
     taught = int(labels.of_chips(chips, size)[learn].sum())
@@ -49,12 +50,30 @@ def check_labels(chips: ChipSet, learn: Ints, tune: Ints, size: int) -> list[str
             to, where = "learn from", f"crops of {count(len(learn), 'chip')}"
         advice = wide or "give labels of more ground, lower --chip or raise --tuning"
         raise InputError(f"nothing to {to}: {where} of {chips.size} px hold no {labels.noun}; {advice}")
+    if same := _one_answer(chips, learn):
+        raise InputError(f"nothing to learn from: {count(len(learn), 'chip')} hold {same}; give labels that differ")
     return [wide] * bool(wide) + [
         f"class {chips.class_names[number]} has no label to {to}"
         for to, part in (("learn from", learn), ("choose by", tune))
         if chips.class_names
         for number in np.flatnonzero(~held_classes(chips)[part].any(axis=0))
     ]
+
+
+def _one_answer(chips: ChipSet, learn: Ints) -> str:
+    """What all heights or plots to learn from say, where all say the same; else empty."""
+    if chips.labels is not None:
+        found = np.unique(chips.labels[learn])
+        return f"plots of class {chips.class_names[found[0]]} alone" if len(found) == 1 else ""
+    heights = chips.heights if chips.heights is not None else chips.footprints
+    if heights is None:
+        return ""
+    # Of a footprint the last column is its height.
+    tall = any(
+        np.nanmax(heights[index][..., -1:] if chips.heights is None else heights[index], initial=0) > 0
+        for index in learn.tolist()
+    )
+    return "" if tall else "heights of 0 m alone"
 
 
 def _too_wide(chips: ChipSet, indices: Ints, size: int) -> str:
