@@ -163,6 +163,21 @@ def test_a_scene_without_a_point_counts_only_where_somebody_says_that_it_was_loo
     assert drawn.labelled[1][:32].all() and not drawn.labelled[1][32:].any()
 
 
+def test_trees_outside_the_area_are_counted_as_such_and_those_on_its_edge_count(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.tif")
+    # The edge runs through pixel 20 before its centre, and a tree stands on that pixel's near side.
+    area = write_vector(tmp_path / "area.gpkg", [square(0, 0, 20.3, 64)])
+    spots = on_ground([(20.2, 10.5), (5, 5), (20.6, 40), (50, 50), (-9, 9)])
+    path = write_vector(tmp_path / "t.gpkg", spots)
+    chips = chips_of("trees", path, tmp_path / "a.tif", tmp_path, area=area)
+    assert chips.points is not None and len(chips.points[0]) == 2
+    assert chips.dropped == {"label outside the area": 3}
+    assert chips.labelled[0][:, :20].all() and chips.labelled[0][:, 20:].sum() == 1
+    away = write_vector(tmp_path / "away.gpkg", [square(100, 0, 120, 64)])
+    with pytest.raises(InputError, match=r"no point lies in the area .*away.gpkg; check the CRS of both"):
+        chips_of("trees", path, tmp_path / "a.tif", tmp_path, area=away)
+
+
 def test_without_an_area_trees_are_known_in_the_rectangle_around_them_alone(tmp_path: Path) -> None:
     write_image(tmp_path / "a.tif")
     path = write_vector(tmp_path / "t.gpkg", on_ground([(10.5, 20.5), (30.5, 40.5)]))
@@ -197,7 +212,7 @@ def test_labels_that_do_not_meet_the_imagery_are_refused(tmp_path: Path) -> None
     ):
         chips_of("trees", far, tmp_path / "a.tif", tmp_path)
     near = write_vector(tmp_path / "near.gpkg", on_ground([(-5, 5)]))
-    with pytest.raises(SourceError, match="no label lies on a pixel of 1 scene such as a"):
+    with pytest.raises(SourceError, match=r"no label .* such as a: the labels are at longitude .* the imagery at"):
         chips_of("trees", near, tmp_path / "a.tif", tmp_path)
     assert not list((tmp_path / "chips").glob("trees-*"))
 

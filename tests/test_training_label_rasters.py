@@ -215,7 +215,7 @@ def test_class_values_that_the_table_lacks_are_refused_with_their_count(tmp_path
     )
     with pytest.raises(InputError, match=said):
         chips_of("segment", path, tmp_path / "a.tif", tmp_path, classes=CLASSES)
-    with pytest.raises(ConfigError, match="name the classes of its values, such as 0=ground, 1=tree"):
+    with pytest.raises(ConfigError, match="name the classes of its values: --classes 0=ground,1=tree"):
         chips_of("segment", path, tmp_path / "a.tif", tmp_path)
     with pytest.raises(ConfigError, match="a raster needs VALUE=NAME"):
         chips_of("segment", path, tmp_path / "a.tif", tmp_path, classes=("ground", "tree"))

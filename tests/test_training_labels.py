@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyproj import CRS, Transformer
 from training_data import GSD, NORTH, SIDE, WEST, chips_of, on_ground, square, write_image, write_raster, write_vector
 
-from geodino.errors import ConfigError, InputError
+from geodino.errors import ConfigError, InputError, SourceError
 from geodino.training.labels import Burnt, circle_of, cut_to_valid, placed
 
 SPOTS = [(20.5, 30.25), (40.0, 12.0)]
@@ -136,7 +136,9 @@ def test_the_radius_is_the_users_or_the_sensors(
 
 def test_footprints_that_say_too_little_are_refused_or_counted(tmp_path: Path, image: Path) -> None:
     bare = write_vector(tmp_path / "bare.gpkg", on_ground(SPOTS), note=["x", "y"])
-    with pytest.raises(ConfigError, match=r"which column holds heights in metres\? It has note; name one"):
+    with pytest.raises(
+        ConfigError, match=r"which column holds heights in metres\? It has note: name one with --height-column"
+    ):
         chips_of("canopy", bare, image, tmp_path)
     with pytest.raises(InputError, match="column note holds no numbers"):
         chips_of("canopy", bare, image, tmp_path, height_column="note", radius_m=5)
@@ -156,7 +158,8 @@ def test_heights_of_points_are_refused_in_feet_and_out_of_range(tmp_path: Path, 
         chips_of("canopy", feet, image, tmp_path, radius_m=5)
     wild = write_vector(tmp_path / "wild.gpkg", on_ground([*SPOTS, (1, 1)]), height=[-9999.0, -9999.0, 8.0])
     with pytest.raises(
-        InputError, match=r"column height: 2 of 3 heights cannot .* \(2 under -5 m, 0 over 120 m\); -9999"
+        InputError,
+        match=r"column height: 2 of 3 heights cannot .* \(2 under -5 m, .*\); -9999 looks .*: empty these cells",
     ):
         chips_of("canopy", wild, image, tmp_path, radius_m=5)
 
@@ -228,7 +231,9 @@ def test_the_class_table_orders_joins_and_limits_classes(tmp_path: Path, image: 
         chips_of("segment", path, image, tmp_path, class_column="code", classes=("2=tree", "1=open"))
     with pytest.raises(ConfigError, match="each value may be named once"):
         chips_of("segment", path, image, tmp_path, class_column="code", classes=("2=tree", "2=open"))
-    with pytest.raises(ConfigError, match=r"which column holds the classes\? It has code; name one"):
+    with pytest.raises(
+        ConfigError, match=r"which column holds the classes\? It has code: name one with --class-column"
+    ):
         chips_of("segment", path, image, tmp_path)
 
 
@@ -269,5 +274,21 @@ def test_a_plot_is_one_chip_around_its_middle_and_within_the_image(tmp_path: Pat
 
 def test_plots_of_one_picture_must_agree(tmp_path: Path, image: Path) -> None:
     path = write_vector(tmp_path / "t.gpkg", on_ground(SPOTS), kind=["forest", "field"])
-    with pytest.raises(InputError, match="no label lies on a pixel"):
+    why = "label that another on the same chip contradicts"
+    with pytest.raises(SourceError, match=rf"no label can be used on 1 scene such as a \({why}: 2\)"):
         chips_of("classify", path, image, tmp_path, class_column="kind")
+    write_image(tmp_path / "a.tif", (SIDE, 3 * SIDE))
+    spots = on_ground([(160, 32), (160, 32.1), (32, 32), (96, 32)])
+    more = write_vector(tmp_path / "m.gpkg", spots, kind=["forest", "field", "field", "forest"])
+    chips = chips_of("classify", more, image, tmp_path, class_column="kind")
+    assert chips.labels is not None and chips.labels.tolist() == [0, 1]
+    assert chips.dropped == {why: 2, "chip without a label": 1}
+
+
+def test_a_class_that_no_chip_shows_is_refused_unless_it_was_named(tmp_path: Path, image: Path) -> None:
+    spots = on_ground([SPOTS[0], (9 * SIDE, 5)])
+    path = write_vector(tmp_path / "t.gpkg", spots, kind=["forest", "field"])
+    with pytest.raises(InputError, match=r"no chip shows class field; leave it out of the labels, or name all classes"):
+        chips_of("classify", path, image, tmp_path, class_column="kind")
+    chips = chips_of("classify", path, image, tmp_path, class_column="kind", classes=("forest", "field"))
+    assert len(chips) == 1 and chips.class_names == ("forest", "field")

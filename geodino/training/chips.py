@@ -180,6 +180,10 @@ def _expanded(sources: Sequence[str]) -> list[str]:
     return found
 
 
+# Raised whenever the same inputs are cut otherwise; the hash of a set is of its chips, whatever made them.
+_CUT = 2
+
+
 def _key(task: Task, labels: Sequence[str], scenes: Sequence[Scene], options: ChipOptions) -> str:
     """A hash of what chips are made from: files by name, size and time, so that no pixel is read for it."""
     area = options.labels.area
@@ -187,6 +191,7 @@ def _key(task: Task, labels: Sequence[str], scenes: Sequence[Scene], options: Ch
     del settings["splits"], settings["labels"]["area"]
     about = {
         "format": FORMAT,
+        "cut": _CUT,
         "task": task,
         "settings": settings,
         "files": [[_stamp(path) for path in paths] for paths in (labels, options.splits, [area] if area else [])],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
+from odc.geo.crs import CRS
 
 from geodino.errors import InputError, SourceError
 from geodino.sources import Mosaic
 from geodino.stream import fill_by_reflection
-from geodino.training.chipset import Floats, Task
+from geodino.training.chipset import UNKNOWN, Floats, Task
 from geodino.training.label_files import LabelOptions, Labels
-from geodino.training.labels import Bools, Burnt, Layer, cut_to_valid
+from geodino.training.labels import Bools, Burnt, Doubles, Ints, Layer, cut_to_valid
 from geodino.training.pairing import Cut, Frame, outlines, span
 from geodino.training.splits import PLACE_GAP_M, aliases, beside, match_splits, places
 from geodino.training.store import COLUMNS, ChipWriter
@@ -60,6 +61,7 @@ class _Found(NamedTuple):
     picture: tuple[Floats, Bools] | None
     labels: Burnt | None
     met: list[int]
+    left: Mapping[str, Ints]
 
 
 def cut_chips(job: Job, folder: Path) -> None:
@@ -74,6 +76,7 @@ def cut_chips(job: Job, folder: Path) -> None:
     layer, row_of = _named(job, dropped)
     cuts = _without_leaks(_cuts(layer, job.frames, job.options.size), row_of, dropped)
     met, used, kept, bare = set[int](), set[int](), list[Cut](), 0
+    left, shown = dict[str, set[int]](), set[int]()
     job.watch.begin("chips", len(cuts))
     with (
         ChipWriter(folder, job.task, job.options.size, job.options.gsd_m) as writer,
@@ -82,18 +85,24 @@ def cut_chips(job: Job, folder: Path) -> None:
         for done, (cut, found) in enumerate(chips, start=1):
             job.watch.advance(done)
             met.update(found.met)
+            for why, numbers in found.left.items():
+                left.setdefault(why, set()).update(numbers.tolist())
             if found.labels is None or found.picture is None:
                 dropped["chip without imagery" if found.met else "chip without a label"] += 1
                 continue
             used.update(found.labels.used.tolist())
             kept.append(cut)
+            shown.update(_classes_on(found.labels))
             bare += "points" in found.labels.arrays and not len(found.labels.arrays["points"])
             writer.add(*found.picture, found.labels.arrays)
         if not kept:
-            raise SourceError(_nothing(job, layer))
+            raise SourceError(_nothing(job, layer, left))
+        _check_classes(job, shown)
         lost = dropped["label of a scene that is not in the imagery"]
-        dropped["label outside the imagery"] += layer.count - lost - len(met)
-        dropped["label not wholly on imagery"] += len(met - used)
+        dropped.update({why: len(numbers - used) for why, numbers in left.items()})
+        known = met.union(*left.values())
+        dropped["label outside the imagery"] += layer.count - lost - len(known)
+        dropped["label not wholly on imagery"] += len(known - used.union(*left.values()))
         counts = {why: count for why, count in dropped.items() if count}
         writer.finish(_table(kept, row_of), job.known.class_names, counts)
     if bare:
@@ -161,13 +170,31 @@ def _read(cuts: Sequence[Cut], layer: Layer, resampling: str) -> Generator[tuple
 def _chip(cut: Cut, layer: Layer, mosaic: Mosaic) -> _Found:
     burnt = layer.burn(cut)
     if burnt is None:
-        return _Found(None, None, [])
+        return _Found(None, None, [], {})
     met = burnt.used.tolist()
     pixels = mosaic.read(cut.window)
     labels = cut_to_valid(burnt, pixels.valid)
     if labels is None:
-        return _Found(None, None, met)
-    return _Found((_filled(pixels.image, pixels.valid), pixels.valid), labels, met)
+        return _Found(None, None, met, burnt.left)
+    return _Found((_filled(pixels.image, pixels.valid), pixels.valid), labels, met, burnt.left)
+
+
+def _classes_on(labels: Burnt) -> set[int]:
+    """The classes that a chip shows."""
+    found = [labels.arrays[name] for name in ("classes", "labels") if name in labels.arrays]
+    return {int(value) for values in found for value in np.unique(values).tolist()} - {UNKNOWN}
+
+
+def _check_classes(job: Job, shown: set[int]) -> None:
+    """Warn of classes that no chip shows, where the user named them; else refuse."""
+    lacking = [name for number, name in enumerate(job.known.class_names) if number not in shown]
+    if lacking and job.options.labels.classes:
+        job.watch.warn(f"no chip shows class {', '.join(lacking)}: it can be neither learned nor judged")
+    elif lacking:
+        raise InputError(
+            f"labels: no chip shows class {', '.join(lacking)}; leave it out of the labels, or name all classes with "
+            "--classes to keep it"
+        )
 
 
 def _filled(image: Floats, valid: Bools) -> Floats:
@@ -198,9 +225,17 @@ def _table(cuts: Sequence[Cut], row_of: Mapping[str, Row]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _nothing(job: Job, layer: Layer) -> str:
-    west, south, east, north = span(layer.boxes())
+def _nothing(job: Job, layer: Layer, left: Mapping[str, Collection[int]]) -> str:
+    if left:
+        said = ", ".join(f"{why}: {len(numbers)}" for why, numbers in left.items())
+        return f"no label can be used on {count(len(job.frames), 'scene')} such as {job.frames[0].name} ({said})"
+    scenes = np.array([frame.scene.footprint_in(CRS("EPSG:4326")).bounds for frame in job.frames])
     return (
-        f"no label lies on a pixel of {count(len(job.frames), 'scene')} such as {job.frames[0].name}, though both are "
-        f"at longitude {west:.4f} to {east:.4f}, latitude {south:.4f} to {north:.4f}; check names and nodata"
+        f"no label lies on a pixel of {count(len(job.frames), 'scene')} such as {job.frames[0].name}: the labels are "
+        f"at {_degrees(layer.boxes())}, the imagery at {_degrees(scenes)}; check names and nodata"
     )
+
+
+def _degrees(boxes: Doubles) -> str:
+    west, south, east, north = span(boxes)
+    return f"longitude {west:.4f} to {east:.4f}, latitude {south:.4f} to {north:.4f}"

@@ -157,7 +157,7 @@ def _heights(rasters: tuple[LabelRaster, ...], options: LabelOptions) -> Labels:
 def _class_rasters(rasters: tuple[LabelRaster, ...], options: LabelOptions) -> Labels:
     keys, names = class_table(options.classes)
     if not keys:
-        raise ConfigError(f"labels {rasters[0].path}: name the classes of its values, such as 0=ground, 1=tree")
+        raise ConfigError(f"labels {rasters[0].path}: name the classes of its values: --classes 0=ground,1=tree")
     for raster in rasters:
         if np.dtype(raster.dtype).kind not in "iu":
             raise InputError(f"labels {raster.path} hold {raster.dtype} numbers; classes are whole numbers")
@@ -175,6 +175,12 @@ def _trees(parts: Sequence[Vectors], options: LabelOptions, named: frozenset[str
     points = [only_points(part, "trees") for part in parts]
     points = once(points, _columns(options.scene_column), dropped)
     area = None if options.area is None else read_area(options.area)
+    if area is not None:
+        inside = [area.holds(part.shapes, part.crs) for part in points]
+        dropped["label outside the area"] += sum(int((~mask).sum()) for mask in inside)
+        points = [part.where(mask) for part, mask in zip(points, inside, strict=True) if mask.any()]
+        if not points:
+            raise InputError(f"labels {parts[0].path}: no point lies in the area {options.area}; check the CRS of both")
     return TreeLayer(features(points, options.scene_column, named), area), ()
 
 
@@ -239,7 +245,9 @@ def _classed(
     column = options.class_column
     if column is None:
         known = ", ".join(parts[0].columns) or "none"
-        raise ConfigError(f"labels {parts[0].path}: which column holds the classes? It has {known}; name one")
+        raise ConfigError(
+            f"labels {parts[0].path}: which column holds the classes? It has {known}: name one with --class-column"
+        )
     texts = [[_text(value) for value in part.column(column)] for part in parts]
     dropped["label without a class"] += sum(part.count("") for part in texts)
     kept = [part.where([bool(text) for text in here]) for part, here in zip(parts, texts, strict=True)]
@@ -255,7 +263,7 @@ def _classed(
         said = ", ".join(f"{text} ({count(number, 'feature')})" for text, number in lacking.most_common(5))
         raise InputError(
             f"labels {parts[0].path}: column {column} holds {said}, and the class table knows {', '.join(keys)} only; "
-            "name them in it"
+            "name them in --classes too"
         )
     return kept, np.array([classes[text] for text in found], np.int64), names
 
@@ -287,7 +295,10 @@ def _height_column(part: Vectors, asked: str | None) -> str:
         feet = [name for name in part.columns if _FEET_NAME.search(name)]
         if not feet:
             known = ", ".join(part.columns) or "none"
-            raise ConfigError(f"labels {part.path}: which column holds heights in metres? It has {known}; name one")
+            raise ConfigError(
+                f"labels {part.path}: which column holds heights in metres? It has {known}: name one with "
+                "--height-column"
+            )
         asked = feet[0]
     part.column(asked)
     if _FEET_NAME.search(asked):
@@ -307,7 +318,7 @@ def _radius(part: Vectors, options: LabelOptions, sensor: str | None) -> Doubles
     name = options.sensor or sensor
     if name is None:
         raise ConfigError(
-            f"labels {part.path}: nothing says the radius of a footprint; give it in metres, its column, or the sensor "
-            f"({', '.join(SENSOR_RADIUS_M)})"
+            f"labels {part.path}: nothing says the radius of a footprint: give it in metres with --radius, its column "
+            f"with --radius-column, or --sensor {' or '.join(SENSOR_RADIUS_M)}"
         )
     return np.full(len(part.frame), SENSOR_RADIUS_M[name])

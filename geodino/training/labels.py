@@ -34,10 +34,13 @@ class Burnt:
         By name in chipset.ARRAYS or RAGGED; `labelled` always.
     used
         Numbers of the labels that are in it, in the order of the rows of `points` or `footprints` where it has these.
+    left
+        Numbers of the labels that lie here and cannot be used, by reason.
     """
 
     arrays: Mapping[str, npt.NDArray[np.generic]]
     used: Ints
+    left: Mapping[str, Ints] = field(default_factory=dict)
 
 
 class Layer(Protocol):
@@ -168,6 +171,16 @@ class Area:
         """The pixels of a scene that meet its bounds; may be empty."""
         bounds = shapely.total_bounds(placed(self.shapes, self.crs, frame.crs))
         return frame.window_over(tuple(bounds.tolist())) if np.isfinite(bounds).all() else Window(0, 0, 0, 0)
+
+    def holds(self, shapes: Shapes, crs: ProjCRS) -> Bools:
+        """Which points of a CRS lie in it."""
+        ground = shapely.union_all(placed(self.shapes, self.crs, crs))
+        shapely.prepare(ground)
+        return np.asarray(shapely.intersects(ground, shapes), bool)
+
+    def boxes(self) -> Doubles:
+        """(M, 4) bounds of its polygons in WGS84 degrees."""
+        return np.asarray(shapely.bounds(placed(self.shapes, self.crs, WGS84)))
 
     def inside(self, cut: Cut) -> Bools:
         """Which pixel centres of a chip lie in it."""

@@ -203,15 +203,26 @@ def check_heights(what: str, heights: Doubles) -> None:
     """Raise InputError for heights that cannot be metres of canopy, with their number."""
     low, high = int((heights < LOWEST_M).sum()), int((heights > HIGHEST_M).sum())
     if low or high:
-        raise InputError(heights_sentence(what, low, high, len(heights), float(heights.min(initial=0))))
+        raise InputError(
+            heights_sentence(
+                what,
+                low,
+                high,
+                len(heights),
+                float(heights.min(initial=0)),
+                declare="empty these cells, or leave the features out",
+            )
+        )
 
 
-def heights_sentence(what: str, low: int, high: int, total: int, lowest: float) -> str:
-    """What is wrong with heights, how many, and the likely cause."""
+def heights_sentence(
+    what: str, low: int, high: int, total: int, lowest: float, *, declare: str = "gdal_edit.py -a_nodata {:g} FILE"
+) -> str:
+    """What is wrong with heights, how many, and the likely cause; `declare` is how nodata is said."""
     if high > low:
         cause = "are they in feet (times 0.3048), in centimetres or decimetres, or elevations instead of heights?"
     elif lowest <= _LIKE_NODATA:
-        cause = f"{lowest:g} looks like nodata that is not declared: gdal_edit.py -a_nodata {lowest:g} FILE"
+        cause = f"{lowest:g} looks like nodata that is not declared: {declare.format(lowest)}"
     else:
         cause = "they lie under the ground: were surface and ground subtracted the wrong way round?"
     return (

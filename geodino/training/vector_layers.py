@@ -17,7 +17,13 @@ from geodino.training.pairing import Cut, Frame, tiled
 
 @dataclass(frozen=True, eq=False)
 class TreeLayer:
-    """Tree points, complete in `area`; without it in named scenes, or else in the rectangle around the points."""
+    """Tree points, complete in `area`; without it in named scenes, or else in the rectangle around the points.
+
+    Attributes
+    ----------
+    area
+        Holds all points.
+    """
 
     features: Features
     area: Area | None = None
@@ -34,7 +40,7 @@ class TreeLayer:
         return replace(self, features=features), lost
 
     def boxes(self) -> Doubles:
-        return self.features.boxes()
+        return self.features.boxes() if self.area is None else np.vstack([self.features.boxes(), self.area.boxes()])
 
     def windows(self, frame: Frame, size: int) -> tuple[Window, ...]:
         return tiled(self._complete(frame), frame.extent, size)
@@ -54,6 +60,9 @@ class TreeLayer:
             labelled[self._complete(cut.frame).intersection(cut.window).slices_in(cut.window)] = True
         points = within_chip(spots, cut)
         cols, lines = np.floor(points).astype(np.int64).T
+        if self.area is not None:
+            # A tree in the area may stand on a pixel whose centre is not.
+            labelled[lines, cols] = True
         inside = labelled[lines, cols]
         return Burnt({"labelled": labelled, "points": points[inside]}, rows[inside])
 
@@ -203,10 +212,11 @@ class PlotLayer:
         return tuple(found)
 
     def burn(self, cut: Cut) -> Burnt | None:
-        """The label of the plot in a chip's middle, and the plot's pixels (of a point all); None where two disagree."""
+        """The label of the plot in a chip's middle, and the plot's pixels (of a point all); none where two disagree."""
         rows = np.array(self._cuts[cut.frame.name][cut.window])
         if len(set(self.value[rows].tolist())) != 1:
-            return None
+            nothing = {"labelled": np.zeros(cut.window.shape, bool), "labels": self.value[rows[0]]}
+            return Burnt(nothing, rows[:0], {"label that another on the same chip contradicts": rows})
         shapes = self.features.on(cut.frame.crs)[rows]
         labelled = np.zeros(cut.window.shape, bool)
         for shape in shapes[shapely.get_dimensions(shapes) == 2]:
