@@ -27,6 +27,8 @@ Points = npt.NDArray[np.float64]
 # A scene whose pixels are this close to the wanted GSD keeps them: over a chip of 256 px that is 2.5 px, less than
 # photos lean, and resampling would blur every one of them.
 SAME_GSD = 0.01
+# A raster that is larger than a chip by less than this part of it is one chip: four would show the same ground.
+SPARE = 0.25
 # Labels are searched for imagery in one go where they span no more than this; farther apart no UTM zone holds them.
 REGION_DEG = (12.0, 16.0)
 # The area to search is drawn as boxes of a lattice, at most so many.
@@ -119,7 +121,7 @@ def _frame(name: str, scene: Scene, gsd_m: float) -> Frame:
     return Frame(name, scene, grid, crs, Affine(gsd_m, 0.0, 0.0, 0.0, -gsd_m, 0.0), footprint_window(scene, grid))
 
 
-def tiled(area: Window, extent: Window, size: int, overlap: int = 0) -> tuple[Window, ...]:
+def tiled(area: Window, extent: Window, size: int, overlap: int = 0, *, spare: float = 0.0) -> tuple[Window, ...]:
     """As few squares of `size` px as cover an area, spread evenly, and within the extent where that is large enough.
 
     Parameters
@@ -128,17 +130,20 @@ def tiled(area: Window, extent: Window, size: int, overlap: int = 0) -> tuple[Wi
         Within the extent; nothing comes out where it is empty.
     overlap
         Pixels that neighbours share at least.
+    spare
+        An area that is larger than a square by less than this part of it is one square, in its middle.
     """
     if area.empty:
         return ()
-    rows = _starts(area.row, area.row_stop, extent.row, extent.row_stop, size, overlap)
-    cols = _starts(area.col, area.col_stop, extent.col, extent.col_stop, size, overlap)
+    alone = size + math.ceil(spare * size) - 1 if spare else size
+    rows = _starts(area.row, area.row_stop, extent.row, extent.row_stop, size, overlap, alone)
+    cols = _starts(area.col, area.col_stop, extent.col, extent.col_stop, size, overlap, alone)
     return tuple(Window(row, col, size, size) for row in rows for col in cols)
 
 
-def _starts(first: int, stop: int, low: int, high: int, size: int, overlap: int) -> list[int]:
+def _starts(first: int, stop: int, low: int, high: int, size: int, overlap: int, alone: int) -> list[int]:
     length = stop - first
-    if length <= size:
+    if length <= alone:
         start = first - (size - length) // 2
         # Rather more imagery on one side than none on the other.
         return [min(max(start, low), high - size) if high - low >= size else low - (size - (high - low)) // 2]

@@ -28,7 +28,7 @@ from geodino.training.label_rasters import (
     window_under,
 )
 from geodino.training.labels import Burnt
-from geodino.training.pairing import Cut, Frame, tiled
+from geodino.training.pairing import SPARE, Cut, Frame, tiled
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -64,7 +64,7 @@ class Sheets:
         met = met[shapely.area(met) > 0]
         if not len(met):
             return ()
-        return tiled(frame.window_over(tuple(shapely.total_bounds(met).tolist())), frame.extent, size)
+        return tiled(frame.window_over(tuple(shapely.total_bounds(met).tolist())), frame.extent, size, spare=SPARE)
 
     def under(self, cut: Cut) -> list[int]:
         """The rasters that may have pixels in a chip."""
