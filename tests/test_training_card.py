@@ -191,12 +191,14 @@ def test_a_folder_that_is_no_trainings_is_left_alone(chips: ChipSet, backbone: P
 
 
 def test_one_training_at_a_time_writes_into_a_folder(chips: ChipSet, backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / ".DS_Store").touch()
     with held(tmp_path / "m"), pytest.raises(InUseError, match="is in use by"):
         train(chips, backbone, tmp_path / "m", head="linear", recipe=QUICK)
     train(chips, backbone, tmp_path / "m", head="linear", recipe=QUICK)
     # Its own folder is a training's, and goes on from there.
     train(chips, backbone, tmp_path / "m", head="linear", recipe=QUICK)
-    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "m").glob("[!.]*")) == [
         "README.md", "config.json", "learning_curve.png", "model.safetensors", "preprocessor_config.json",
         "training.json", "work",
     ]  # fmt: skip

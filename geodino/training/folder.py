@@ -67,7 +67,7 @@ def check_out(out: Path) -> None:
     """Raise OutputError for a folder that holds anything and is not a training's: it could be overwritten."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file: give another --out")
-    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    names = {entry.name for entry in out.glob("[!.]*")}
     ours = RECORD in names or any(out.glob(f"{WORK}/checkpoint-*")) or any(out.glob("fold-*-of-*"))
     if not ours and (strange := sorted(names - {WORK, "features"})):
         raise OutputError(
