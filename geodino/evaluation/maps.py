@@ -37,12 +37,7 @@ SCORE_COLUMNS = ("score", "confidence", "probability")
 # Pixels that an edge needs around its own.
 _EDGE_PX = 1
 
-# What keeps a label from every piece of a map: the squares of trees cover all labels, unless an area leaves some out.
-_OFF: Mapping[Task, str] = {
-    "canopy": "labels off the map",
-    "segment": "labels off the map",
-    "trees": "labelled trees outside the area",
-}
+_OFF = "labels off the map"
 
 Part = tuple[int, dict[str, Floats]]
 
@@ -90,7 +85,7 @@ def evaluate_map(
     found = collect(((columns, str(number)) for number, columns in parts), unit=_unit(task, job))
     if not len(found):
         raise InputError(f"nothing of {path} is labelled: check that the labels and the map are of the same ground")
-    job.dropped[_OFF[task]] += known.layer.count - len(job.met)
+    job.dropped[_OFF] += known.layer.count - len(job.met)
     pieces = found.places.astype(np.intp)
     sums = Sums(found.columns, place_of(job, pieces), pieces, found.unit)
     if "block_row" in sums.columns:
@@ -157,7 +152,7 @@ def _footprint_parts(job: MapJob, raster: LabelRaster, constant: float) -> Itera
         footprints = np.asarray(burnt.arrays["footprints"], np.float64)
         spots = footprints[:, :2] + (cut.window.col, cut.window.row)
         on = ((spots >= 0) & (spots < raster.shape[::-1])).all(axis=1)
-        job.dropped[_OFF["canopy"]] += int((~on).sum())
+        job.dropped[_OFF] += int((~on).sum())
         footprints = footprints[on]
         said = heights_within(_heights(raster, cut), footprints)
         job.dropped["footprints that the map does not know"] += int(np.isnan(said).sum())

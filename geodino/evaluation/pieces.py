@@ -104,8 +104,8 @@ def _scene(path: Path, crs: CRS, transform: Affine, shape: tuple[int, int], gsd:
 
 
 def frame_of_trees(path: Path, known: Labels, vectors: Vectors) -> tuple[Frame, Floats]:
-    """A grid over predicted and labelled trees, and the predicted ones in its pixels."""
-    corners = known.layer.boxes()[:, :2]
+    """A grid over predicted trees and labelled ground, and the predicted trees in its pixels."""
+    corners = known.layer.boxes().reshape(-1, 2)
     lon, lat = ((corners.min(axis=0) + corners.max(axis=0)) / 2).tolist()
     grid = Grid(choose_crs(lon, lat, CRS(vectors.crs.to_wkt())), TREE_GSD_M)
     said = moved(shapely.get_coordinates(vectors.shapes), vectors.crs, grid.crs)
