@@ -110,6 +110,21 @@ def test_heights_where_chips_overlap_count_once() -> None:
     assert measured.figures["mae_m"] == pytest.approx(12 * 16 / 96) == -measured.score
 
 
+@pytest.mark.parametrize("said", [0, 1])
+def test_classes_are_measured_beside_the_commonest_alone(said: int) -> None:
+    classes = np.zeros((2, SIZE, SIZE), np.uint8)
+    classes[:, : SIZE // 4] = 1
+    chips = made_chips("segment", 2, classes=classes, class_names=("road", "water", "sand"))
+
+    def network(images: torch.Tensor, tasks: list[str]) -> dict[str, torch.Tensor]:
+        return {"segment": torch.eye(3)[said].view(1, 3, 1, 1).expand(len(images), 3, 4, 4)}
+
+    figures = TASKS["segment"].measure(network, job_of(chips, None)).figures  # type: ignore[arg-type]
+    assert figures["commonest_accuracy"] == 0.75 and figures["commonest_miou"] == 0.375
+    assert (figures["miou"], figures["accuracy"]) == ((0.375, 0.75), (0.125, 0.25))[said]
+    assert TASKS["segment"].doubt(figures)
+
+
 @pytest.mark.parametrize(
     ("task", "figures", "said"),
     [
@@ -122,7 +137,11 @@ def test_heights_where_chips_overlap_count_once() -> None:
             {"accuracy": 0.5, "commonest_accuracy": 0.5},
             "accuracy 0.50, and 0.50 of the commonest class alone",
         ),
-        ("segment", {"accuracy": 0.6, "commonest_accuracy": 0.5}, ""),
+        (
+            "segment",
+            {"miou": 0.2, "commonest_miou": 0.25},
+            "mean IoU 0.20, and 0.25 of the commonest class alone",
+        ),
     ],
 )
 def test_figures_that_need_no_training_are_doubted(task: str, figures: dict[str, float], said: str) -> None:

@@ -204,7 +204,11 @@ def _measure_segment(network: HeadedNetwork, job: Job) -> Measured:
         sized = functional.interpolate(seen.said[None], size=size, mode="bilinear", align_corners=False)
         count = len(job.chips.class_names)
         parts.append(segment_sums(sized[0].argmax(0).numpy(), classes.numpy(), classes=count, counted=seen.counted))
-    figures = _figures(SEGMENT_FORMULAS, _total(parts))
+    totals = _total(parts)
+    figures = _figures(SEGMENT_FORMULAS, totals)
+    # Of the commonest class alone, whose IoU is its share, while that of the others is 0.
+    labelled = int((totals["confusion"].sum(axis=-1) > 0).sum())
+    figures["commonest_miou"] = figures["commonest_accuracy"] / labelled if labelled else float("nan")
     return Measured(figures, figures["miou"])
 
 
@@ -240,7 +244,12 @@ def _doubt_trees(figures: Mapping[str, float]) -> str:
     return "" if figures["f1"] > 0 else "F1 0, none of the trees is found"
 
 
-def _doubt_classes(figures: Mapping[str, float]) -> str:
+def _doubt_segment(figures: Mapping[str, float]) -> str:
+    miou, commonest = figures["miou"], figures["commonest_miou"]
+    return "" if miou > commonest else f"mean IoU {miou:.2f}, and {commonest:.2f} of the commonest class alone"
+
+
+def _doubt_classify(figures: Mapping[str, float]) -> str:
     accuracy, commonest = figures["accuracy"], figures["commonest_accuracy"]
     return "" if accuracy > commonest else f"accuracy {accuracy:.2f}, and {commonest:.2f} of the commonest class alone"
 
@@ -248,6 +257,6 @@ def _doubt_classes(figures: Mapping[str, float]) -> str:
 TASKS: Mapping[Task, TaskRow] = {
     "canopy": TaskRow(_canopy_loss, _measure_canopy, _doubt_canopy),
     "trees": TaskRow(_tree_loss, _measure_trees, _doubt_trees),
-    "segment": TaskRow(_segment_loss, _measure_segment, _doubt_classes),
-    "classify": TaskRow(_classify_loss, _measure_classify, _doubt_classes),
+    "segment": TaskRow(_segment_loss, _measure_segment, _doubt_segment),
+    "classify": TaskRow(_classify_loss, _measure_classify, _doubt_classify),
 }
