@@ -41,3 +41,11 @@ def test_what_is_rare_has_a_share_of_its_own(task: str, groups: list[list[int]])
 
 def test_only_what_is_learned_from_is_drawn() -> None:
     assert [group.tolist() for group in strata(chips_of("segment"), EVERY[:3])] == [[0, 1, 2]]
+
+
+def test_a_chip_without_a_known_height_is_of_no_class() -> None:
+    labelled = np.ones((2, SIZE, SIZE), np.bool_)
+    labelled[0] = False
+    heights = np.where(labelled, np.float32(8), np.float32(np.nan))
+    chips = made_chips("canopy", 2, heights=heights, labelled=labelled)
+    assert [group.tolist() for group in strata(chips, np.arange(2))] == [[1]]

@@ -54,7 +54,8 @@ def strata(chips: ChipSet, indices: npt.NDArray[np.int64]) -> Sequence[npt.NDArr
 
 def _height_classes(chips: ChipSet) -> npt.NDArray[np.bool_]:
     class_of = np.searchsorted(CLASS_EDGES_M, tall_canopy(chips), side="right")
-    return _one_each(class_of, len(CLASS_EDGES_M) + 1)
+    # A chip without a known height is none of 0 m, and cannot be drawn by its share of known ground.
+    return _one_each(class_of, len(CLASS_EDGES_M) + 1) & (known_share(chips) > 0)[:, None]
 
 
 def _one_each(class_of: npt.NDArray[np.integer], count: int) -> npt.NDArray[np.bool_]:
