@@ -201,8 +201,8 @@ def _part_table(by: str, parts: Sequence[Part], names: frozenset[str]) -> Render
 
 
 def _key_figures(part: Part, names: frozenset[str]) -> list[Figure]:
-    """Those of that name, and how many chips the part rests on."""
-    return [figure for figure in part.figures if figure.name in names or figure.unit == "chips"]
+    """Those of that name, and how many chips a fold learned from."""
+    return [figure for figure in part.figures if figure.name in names or figure.name == "learned_from"]
 
 
 def _figures(figures: Sequence[Figure]) -> dict[str, dict[str, float | str | None]]:
