@@ -62,6 +62,8 @@ def test_too_few_places_give_an_interval_over_units_and_say_so() -> None:
 def test_too_few_units_give_none() -> None:
     drawn = resample(sums_of(np.arange(4.0), np.arange(4)))
     assert drawn.over == "no intervals: 4 places and 4 chips"
+    alone = collect([({"n": np.ones(1)}, "here")], unit="squares of 256 px")
+    assert resample(alone).over == "no intervals: 1 place and 1 square of 256 px"
     assert mean_of(sums_of(np.arange(4.0), np.arange(4))) == (1.5, None, None)
 
 

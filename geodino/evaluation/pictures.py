@@ -245,7 +245,7 @@ def _write(axes: Axes, report: Report, names: tuple[str, ...]) -> None:
     for figure in report.figures:
         if figure.name in names and math.isfinite(figure.value):
             interval = shown_interval(figure)
-            lines.append(f"{figure.title} {shown(figure)}" + (f" ({interval})" if interval else ""))
+            lines.append(f"{figure.title}: {shown(figure)}" + (f" ({interval})" if interval else ""))
     axes.text(
         0.03, 0.975, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=8.5, color=INK, linespacing=1.4,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 2},

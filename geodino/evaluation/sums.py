@@ -161,7 +161,7 @@ class Resampled:
 
 def resample(sums: Sums, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
     """Draw places with replacement, as many as there are; units of ground where there are too few places."""
-    places = np.unique(sums.places)
+    places, of = np.unique(sums.places), sums.piece if len(sums) == 1 else sums.unit
     if len(places) >= FEWEST:
         over = f"{len(places)} {sums.ground}"
         _, columns = sums.of_each(sums.places)
@@ -172,7 +172,7 @@ def resample(sums: Sums, *, resamples: int = RESAMPLES, seed: int = 0) -> Resamp
         )
         columns = sums.columns
     else:
-        return Resampled(sums.total(), f"no intervals: {_counted(len(places), 'place')} and {len(sums)} {sums.unit}")
+        return Resampled(sums.total(), f"no intervals: {_counted(len(places), 'place')} and {len(sums)} {of}")
     drawn = [sums.total(), *_draws(columns, resamples, np.random.default_rng(seed))]
     return Resampled({name: np.concatenate([part[name] for part in drawn]) for name in columns}, over)
 
