@@ -60,7 +60,7 @@ class LabelOptions:
         radius_m or radius, or the sensor whose name for heights is used.
     classes
         The class table, one `VALUE=NAME` or `NAME` each. Several values may share a name. Needed for class rasters;
-        without it the values of the class column, sorted, are the classes.
+        features hold a value or a name. Without it the values of the class column, sorted, are the classes.
     area
         A file of polygons within which all trees are drawn.
     """
