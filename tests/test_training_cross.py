@@ -61,6 +61,9 @@ def test_a_fold_that_leaves_too_little_is_refused_before_any_training(
     tmp_path: Path,
 ) -> None:
     few = canopy.subset([0, 1, 2])
+    bare = replace(canopy, heights=np.zeros((len(canopy), 64, 64), np.float32))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"fold 1 of 2: nothing to learn from: \d+ chips hold heights of 0 m alone"):
+        cross_validate(bare, backbone, tmp_path, head="linear", recipe=SMALL, count=2)
     with pytest.raises(InputError, match=r"fold \d of 2: \d chips? to learn from and \d to choose by, of \d in all"):
         cross_validate(few, backbone, tmp_path, head="linear", recipe=SMALL, count=2)
     assert not list(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from geodino.training.parting import BLOCK_CHIPS, FEW_PLACES, block_places, comp
 from geodino.training.recipe import Recipe
 from geodino.training.splits import Ints, beside, folds
 from geodino.training.train import Options, Told, train
+from geodino.training.usable import check_labels
 from geodino.watch import count as counted
 
 
@@ -79,7 +80,7 @@ def cross_validate(
     ConfigError
         No such column, or fewer groups than folds.
     InputError
-        Some fold leaves too few chips to learn from, before any training; else as `train`.
+        Some fold leaves too few chips or labels to learn from, before any training; else as `train`.
     ModelError
         As `train`.
     """
@@ -122,6 +123,7 @@ def _planned(chips: ChipSet, fold_of: Ints, recipe: Recipe, *, blocks: bool) -> 
         kept = replace(chips, table=chips.table.assign(split=np.where(unseen, "val", "train")))
         try:
             learn, tune = parted(kept, recipe)
+            check_labels(kept, learn, tune, recipe.size)
         except InputError as error:
             raise InputError(
                 f"fold {fold + 1} of {fold_of.max() + 1}: {error}, or make other folds (--folds)"

@@ -34,9 +34,15 @@ def parted(chips: ChipSet, recipe: Recipe) -> tuple[Ints, Ints]:
 
     Raises
     ------
+    ConfigError
+        Crops larger than chips.
     InputError
         Too few chips on either side.
     """
+    if recipe.size > chips.size:
+        raise ConfigError(
+            f"crops of {recipe.size} px do not fit chips of {chips.size} px: lower --size or raise --chip"
+        )
     free = (chips.table["split"] != "val").to_numpy()
     if chips.table.loc[free, "place"].nunique() < FEW_PLACES:
         learn_mask, tune_mask = _parted_ground(chips, free, recipe)

@@ -96,10 +96,6 @@ def train(
     """
     check_out(out)
     options = options or Options()
-    if recipe.size > chips.size:
-        raise ConfigError(
-            f"crops of {recipe.size} px do not fit chips of {chips.size} px: lower --size or raise --chip"
-        )
     learn, tune = parted(chips, recipe)
     warnings = check_labels(chips, learn, tune, recipe.size)
     if rehearse and not recipe.finetune:
