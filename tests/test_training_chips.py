@@ -179,13 +179,13 @@ def test_trees_outside_the_area_are_counted_as_such_and_those_on_its_edge_count(
 
 
 def test_a_plot_hardly_larger_than_a_chip_is_one_chip_in_its_middle(tmp_path: Path) -> None:
-    pixels = write_image(tmp_path / "a.tif", (33, 39))
-    path = write_raster(tmp_path / "chm.tif", np.full((33, 39), 7, "f4"))
+    pixels = write_image(tmp_path / "a.tif", (33, 33))
+    path = write_raster(tmp_path / "chm.tif", np.full((33, 33), 7, "f4"))
     chips = chips_of("canopy", path, tmp_path / "a.tif", tmp_path, size=32)
     assert len(chips) == 1
-    assert (chips.images[0] == pixels[:, 1:33, 4:36].astype(np.uint16) * 257).all()
-    write_image(tmp_path / "b.tif", (33, 40))
-    wide = write_raster(tmp_path / "wide.tif", np.full((33, 40), 7, "f4"))
+    assert (chips.images[0] == pixels[:, 1:33, 1:33].astype(np.uint16) * 257).all()
+    write_image(tmp_path / "b.tif", (33, 34))
+    wide = write_raster(tmp_path / "wide.tif", np.full((33, 34), 7, "f4"))
     assert len(chips_of("canopy", wide, tmp_path / "b.tif", tmp_path, size=32)) == 2
 
 

@@ -27,8 +27,9 @@ Points = npt.NDArray[np.float64]
 # A scene whose pixels are this close to the wanted GSD keeps them: over a chip of 256 px that is 2.5 px, less than
 # photos lean, and resampling would blur every one of them.
 SAME_GSD = 0.01
-# A raster that is larger than a chip by less than this part of it is one chip: four would show the same ground.
-SPARE = 0.25
+# A raster that is larger than a chip by less than this part of it is one chip, in its middle: four would show the same
+# ground, and the one leaves out no more than 3 % at each edge.
+SPARE = 1 / 16
 # Labels are searched for imagery in one go where they span no more than this; farther apart no UTM zone holds them.
 REGION_DEG = (12.0, 16.0)
 # The area to search is drawn as boxes of a lattice, at most so many.
