@@ -62,7 +62,7 @@ def test_trees_on_towns_that_nothing_saw(shared_data: Path, tmp_path: Path) -> N
     assert found.labels.sha256 == said["labels"]["sha256"]
     for figure in ("f1", "precision", "recall", "count_r2"):
         assert found.figure(figure).value == pytest.approx(value(said, figure), abs=CLOSE)
-    assert found.figure("f1").value >= 0.75 and abs(found.figure("count_bias").value) <= 3
+    assert found.figure("f1").value >= 0.76 and abs(found.figure("count_bias").value) <= 3
 
 
 def test_heights_on_a_scene_that_nothing_saw(shared_data: Path, tmp_path: Path) -> None:
@@ -73,4 +73,4 @@ def test_heights_on_a_scene_that_nothing_saw(shared_data: Path, tmp_path: Path) 
     said = reported("autzen")
     for figure in ("mae_m", "r2", "block_r2"):
         assert found.figure(figure).value == pytest.approx(value(said, figure), abs=0.02)
-    assert found.figure("mae_under_constant").value >= 44
+    assert found.figure("mae_under_constant").value >= 46
