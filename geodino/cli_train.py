@@ -48,13 +48,15 @@ OF_EVALUATION = (
     "--model",
     required=True,
     help="What to start from: a backbone, `new` (nano's shape), or a trained folder, whose heads for other tasks stay; "
-    "one for TASK is thrown away.",
+    "one for TASK is thrown away, but with --head own.",
 )
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of the model that is made; new or empty."
 )
 @click.option(
-    "--head", help="linear, pyramid or (canopy) dpt [default: density, the only one, for trees, else linear]."
+    "--head",
+    help="linear, pyramid or (canopy) dpt; or own: the head for TASK that --model has, such as CHMv2's, goes on "
+    "learning [default: density, the only other one, for trees, else linear].",
 )
 @click.option("--finetune", is_flag=True, help="Train the backbone too; else it is frozen and its features are cached.")
 @click.option(

@@ -35,6 +35,8 @@ def card(record: Mapping[str, Any], licence: Licence, *, name: str, title: str, 
     """
     task, data = record["task"], record["data"]
     replaced = f" The head for {task} that it had was thrown away." if record["start"].get("replaced") else ""
+    if record["start"].get("own"):
+        replaced = f" The head for {task} went on learning from what it was."
     return f"""---
 license: other
 tags: [remote-sensing, {task}]

@@ -144,6 +144,8 @@ def _set_head(done: Finished, task: str, recipe: Recipe, prefix: str) -> None:
     head = done.start.network.config.heads[task]
     if task == "trees":
         head |= {name: done.chosen[f"{prefix}{name}"] for name in ("threshold", "spacing")}
+    for name in ("upright", "mirrored"):
+        head.pop(name, None)
     if recipe.variety.upright:
         head |= {"upright": True, "mirrored": recipe.variety.mirrored}
 
@@ -160,6 +162,7 @@ def record_of(done: Finished, data: dict[str, Any], licence: str, weights_sha256
             "sha256": start.sha256,
             "licence": "" if start.licence is None else start.licence.name,
             "replaced": start.replaced,
+            "own": start.own,
             "training": dict(start.record),
         },
         "trained": list(done.trained),

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DINOv3ViTConfig, PreTrainedModel
+from transformers import CHMv2ForDepthEstimation, DINOv3ViTConfig, PreTrainedModel
 
 from geodino.errors import ModelError
 from geodino.models.catalog import CHMV2_MEAN, CHMV2_STD, Licence, ModelRow
-from geodino.models.heads import KINDS, ON_PYRAMID
+from geodino.models.heads import KINDS, ON_PYRAMID, DPTHead
 from geodino.models.loading import find_weights
 from geodino.models.network import HeadedConfig, HeadedNetwork, begin_head
 from geodino.training.chipset import ChipSet
@@ -22,6 +22,8 @@ from geodino.windows import Tiling
 
 # `--model new`: the shape of `nano`, from random weights.
 NEW = "new"
+# `--head own`: the head for the task that the model has goes on learning.
+OWN = "own"
 # What stands for the SHA-256 of weights that nobody has trained.
 RANDOM = "random"
 NEW_VIT = {
@@ -42,6 +44,11 @@ BINS, HIGHEST_M = 64, 96.0
 TAPS = (0.5, 1.0)
 DPT_TAPS = (0.25, 0.5, 0.75, 1.0)
 DPT_BINS = 256
+# What decides the shape and the meaning of CHMv2's head, by its names in CHMv2Config.
+_DPT_SHAPE = (
+    "post_process_channels", "reassemble_factors", "fusion_hidden_size", "head_hidden_size", "number_output_channels",
+    "readout_type", "min_depth", "max_depth", "bins_strategy", "norm_strategy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +66,11 @@ class Start:
     shared
         Prefixes of the weights that other heads of the network stand on: they stay as they are.
     fresh
-        Prefixes of the weights that begin at random.
+        Prefixes of the weights that learn though nothing is fine-tuned: what begins at random, and the head.
     record
         What an earlier training of it left in training.json; empty if there was none.
-    replaced
-        Whether it had a head for the task, which was thrown away.
+    replaced, own
+        Whether it had a head for the task, which was thrown away, or which goes on learning.
     """
 
     network: HeadedNetwork
@@ -73,6 +80,7 @@ class Start:
     fresh: tuple[str, ...]
     record: Mapping[str, Any] = field(default_factory=dict)
     replaced: bool = False
+    own: bool = False
 
     @property
     def licence(self) -> Licence | None:
@@ -81,7 +89,7 @@ class Start:
 
 
 def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int) -> Start:
-    """The network to train, with a fresh head for the chips' task.
+    """The network to train, with a fresh head for the chips' task, or with its own.
 
     Parameters
     ----------
@@ -90,20 +98,22 @@ def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int)
         earlier training wrote (its other heads are kept, and what they stand on stays frozen; one for the same task
         gives way to the fresh one).
     head
-        A kind of `models.heads.KINDS`.
+        A kind of `models.heads.KINDS`, or `OWN`: the head that the model has, such as CHMv2's.
     size
         Side of the crops, which becomes the model's window.
 
     Raises
     ------
     ModelError
-        The model is no ViT, or the head no kind for this task.
+        The model is no ViT, the head no kind for this task, or the model has none of its own for it.
     """
     task = chips.task
-    if head not in KINDS[task]:
-        raise ModelError(f"head {head} is not one for {task}: use {' or '.join(KINDS[task])}")
+    if head not in (*KINDS[task], OWN):
+        raise ModelError(f"head {head} is not one for {task}: use {' or '.join((*KINDS[task], OWN))}")
     torch.manual_seed(seed)
     if str(model) == NEW:
+        if head == OWN:
+            raise ModelError(f"a new network has no head of its own: use {' or '.join(KINDS[task])}")
         start_row, source, sha256 = _new_row(), None, RANDOM
         vit = DINOv3ViTConfig(**NEW_VIT, image_size=size)
     else:
@@ -112,6 +122,8 @@ def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int)
         if isinstance(source, HeadedNetwork):
             grown = _with_head(source, start_row, sha256, task, head, chips)
             return replace(grown, record=training_record(weights.folder))
+        if head == OWN:
+            return _with_canopy_head(source, start_row, sha256, task)
         vit = _vit_config(source, start_row)
     config = HeadedConfig(
         vit,
@@ -156,6 +168,9 @@ def trained_prefixes(start: Start, *, finetune: bool, learned: Collection[str] =
 def _with_head(network: HeadedNetwork, start_row: ModelRow, sha256: str, task: str, head: str, chips: ChipSet) -> Start:
     """The network with one head more, or a fresh one in the place of its own; all else stays."""
     config = network.config
+    if head == OWN:
+        _check_own(config.heads, start_row.name, task, chips)
+        return Start(network, start_row, sha256, _shared(config.heads, task), (f"heads.{task}",), own=True)
     if head == "dpt" and len(config.taps) != len(DPT_TAPS):
         raise ModelError(f"a dpt head looks at {len(DPT_TAPS)} levels, and {start_row.name} has {len(config.taps)}")
     heads = {**config.heads, task: _head_config(task, head, chips)}
@@ -166,9 +181,45 @@ def _with_head(network: HeadedNetwork, start_row: ModelRow, sha256: str, task: s
     missing, surplus = grown.load_state_dict(kept, strict=False)
     assert not surplus, surplus
     fresh = tuple(sorted({".".join(name.split(".")[: 2 if name.startswith("heads") else 1]) for name in missing}))
-    others = set(config.heads) - {task}
-    shared = ("backbone", "pyramid") if others else ()
-    return Start(grown, start_row, sha256, shared, fresh, replaced=task in config.heads)
+    return Start(grown, start_row, sha256, _shared(config.heads, task), fresh, replaced=task in config.heads)
+
+
+def _with_canopy_head(source: PreTrainedModel, start_row: ModelRow, sha256: str, task: str) -> Start:
+    """A canopy model, such as CHMv2, as a network whose head is its own."""
+    if task != "canopy" or not isinstance(source, CHMv2ForDepthEstimation):
+        raise ModelError(f"{start_row.name} has no head for {task} of its own: use {' or '.join(KINDS[task])}")
+    config = source.config
+    heads = {task: {"kind": "dpt", "bins": config.number_output_channels}}
+    network = HeadedNetwork(
+        HeadedConfig(_vit_config(source, start_row), taps=list(config.backbone_config.out_indices), heads=heads)
+    )
+    ours = network.heads[task]
+    assert isinstance(ours, DPTHead)
+    apart = [name for name in _DPT_SHAPE if getattr(ours.config, name) != getattr(config, name)]
+    if apart or not config.backbone_config.apply_layernorm:
+        raise ModelError(
+            f"the head of {start_row.name} has another shape than CHMv2's ({', '.join(apart) or 'apply_layernorm'}), "
+            "which alone can go on learning: use --head dpt for a fresh one"
+        )
+    network.backbone.load_state_dict(source.backbone.state_dict())
+    ours.head.load_state_dict(source.head.state_dict())
+    return Start(network, start_row, sha256, (), (f"heads.{task}",), own=True)
+
+
+def _check_own(heads: Mapping[str, Any], name: str, task: str, chips: ChipSet) -> None:
+    if task not in heads:
+        raise ModelError(f"{name} has no head for {task} of its own: use {' or '.join(KINDS[task])}")
+    known, asked = tuple(heads[task].get("classes", chips.class_names)), tuple(chips.class_names)
+    if known != asked:
+        raise ModelError(
+            f"the head of {name} knows the classes {', '.join(known)}, and the labels are of {', '.join(asked)}: name "
+            "them the same, in the same order, with --classes, or train a fresh head"
+        )
+
+
+def _shared(heads: Collection[str], task: str) -> tuple[str, ...]:
+    """What other heads than that for the task stand on."""
+    return ("backbone", "pyramid") if set(heads) - {task} else ()
 
 
 def _head_config(task: str, head: str, chips: ChipSet) -> dict[str, Any]:

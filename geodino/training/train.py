@@ -24,7 +24,7 @@ from geodino.training.folder import Finished, check_out, held, write_model_folde
 from geodino.training.parting import parted
 from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import Rehearsal, rehearsals
-from geodino.training.start import Start, begin, trained_prefixes
+from geodino.training.start import OWN, Start, begin, trained_prefixes
 from geodino.training.tasks import TASKS
 from geodino.training.usable import check_labels
 from geodino.watch import count
@@ -78,7 +78,7 @@ def train(
         Gets the model; `out/work` the checkpoints and the log. A second call goes on where the first was cut.
         Nothing else may be in it, and one training at a time writes there.
     head
-        A kind of `models.heads.KINDS`.
+        A kind of `models.heads.KINDS`, or "own": the model's own for the task goes on learning.
 
     Returns
     -------
@@ -104,6 +104,7 @@ def train(
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     start = begin(model, chips, head=head, size=recipe.size, seed=recipe.seed)
+    head = str(start.network.config.heads[chips.task]["kind"])
     tasks = [chips.task, *(one.chips.task for one in earlier)]
     if missing := [task for task in tasks if task not in start.network.heads]:
         raise ModelError(f"{start.row.name} has no head for {', '.join(missing)} that could be rehearsed")
@@ -171,7 +172,10 @@ def _tell(job: Job, start: Start, told: Told) -> None:
     if len(job.tune) < FEW_TUNING:
         told(f"warning: {few_tuning(len(job.tune))}")
     if start.replaced:
-        told(f"warning: the head for {job.chips.task} of {start.row.name} is thrown away, and one begins afresh")
+        told(
+            f"warning: the head for {job.chips.task} of {start.row.name} is thrown away, and one begins afresh: "
+            f"--head {OWN} goes on with it"
+        )
 
 
 def _beside(job: Job, earlier: Rehearsal) -> Job:
