@@ -97,6 +97,9 @@ def test_a_trained_head_goes_on_from_where_it_was(chips: ChipSet, tmp_path: Path
         head: train(chips, tmp_path / "first", tmp_path / head, head=head, recipe=briefly)["chosen"]["mae_m"]
         for head in ("own", "linear")
     }
+    cards = {head: (tmp_path / head / "README.md").read_text() for head in mae}
+    assert "it learned canopy; that head went on learning" in cards["own"]
+    assert "it learned canopy; that head was thrown away and begun afresh" in cards["linear"]
     assert mae["own"] == pytest.approx(first["chosen"]["mae_m"], rel=0.15) and mae["linear"] > 1.5 * mae["own"]
 
 

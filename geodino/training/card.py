@@ -149,21 +149,22 @@ def _before(record: Mapping[str, Any]) -> Iterator[str]:
     """What the trainings that it stands on learned, from what, and what became of that; the latest of a task first."""
     rehearsed = {one["task"] for one in record["rehearsed"]}
     told: set[str] = set()
-    later = {record["task"]}
+    # Task to whether its latest training began with the head that there was.
+    later = {record["task"]: record["start"].get("own")}
     for earlier in _earlier(record):
         task, data = earlier.get("task"), earlier.get("data") or {}
         if task is None or data.get("sha256") in told:
             continue
         told |= {data["sha256"]} if "sha256" in data else set()
         if task in later:
-            became = "that head was thrown away and begun afresh"
+            became = "that head went on learning" if later[task] else "that head was thrown away and begun afresh"
         elif task in rehearsed:
             became = "it went on learning beside"
         elif "backbone" in record["trained"]:
             became = "that head was kept, and what it stands on went on learning"
         else:
             became = "these weights did not change"
-        later.add(task)
+        later[task] = earlier.get("start", {}).get("own")
         yield (
             f"\nBefore that, in `{earlier.get('command') or 'Python'}`, it learned {task}; {became}. "
             f"Attribution:\n\n{_lines(data.get('attribution', []))}\n"
