@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
-from tiny_models import save, vit_config
+from tiny_models import save_backbone
 from training_data import NORTH, WEST, write_image, write_raster
-from transformers import DINOv3ViTModel
 
 from geodino.cli import cli
 
@@ -31,9 +29,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         write_raster(folder / f"s{k}_chm.tif", heights, at=at)
     rows = [f"s{k},{'val' if k > 9 else 'train'}" for k in range(12)]
     (folder / "splits.csv").write_text("\n".join(["scene,split", *rows]) + "\n")
-    torch.manual_seed(0)
-    statistics = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
-    backbone = save(DINOv3ViTModel(vit_config()).eval(), folder / "vit", statistics)
+    backbone = save_backbone(folder / "vit")
     return [
         "train", "canopy", "--labels", str(folder / "s*_chm.tif"), "--source", str(folder / "s*_rgb.tif"), "--splits",
         str(folder / "splits.csv"), "--model", str(backbone), "--size", "64", "--epochs", "1", "--views", "1",

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tiny_models import save, vit_config
+from tiny_models import save_backbone
 from training_data import NORTH, WEST, chips_of, write_image, write_raster
-from transformers import DINOv3ViTModel
 
 from geodino.errors import InUseError, OutputError
 from geodino.models.catalog import CC_BY, DINOV3_LICENCE, Licence
@@ -32,9 +30,7 @@ QUICK = Recipe(size=64, batch=4, epochs=1, views=1, evaluations=1, tuning=0.3, s
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    statistics = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
-    return save(DINOv3ViTModel(vit_config()).eval(), tmp_path_factory.mktemp("backbone") / "vit", statistics)
+    return save_backbone(tmp_path_factory.mktemp("backbone") / "vit")
 
 
 @pytest.fixture(scope="module")

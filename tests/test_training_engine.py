@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 import torch
-from rasterio.transform import from_origin
 from safetensors.torch import load_file
-from tiny_models import save, vit_config
+from tiny_models import save_backbone, vit_config
+from training_data import chips_of, write_green_ground
 from transformers import DINOv3ViTModel
 
 import geodino
@@ -22,7 +21,7 @@ from geodino.errors import ConfigError, InputError, ModelError
 from geodino.models.checkpoint import UNTOLD_LICENCE
 from geodino.models.loading import facts_of
 from geodino.training.augment import Variety
-from geodino.training.chips import ChipOptions, ChipSet, build_chips
+from geodino.training.chips import ChipSet
 from geodino.training.engine import rate_at
 from geodino.training.parting import parted
 from geodino.training.recipe import Recipe
@@ -38,36 +37,14 @@ SMALL = Recipe(
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    statistics = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
-    return save(DINOv3ViTModel(vit_config()).eval(), tmp_path_factory.mktemp("backbone") / "vit", statistics)
+    return save_backbone(tmp_path_factory.mktemp("backbone") / "vit")
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pairs of photo and heights, 100 m apart: a square is the taller, the greener it is."""
+def canopy(tmp_path_factory: pytest.TempPathFactory) -> ChipSet:
     folder = tmp_path_factory.mktemp("ground")
-    rng = np.random.default_rng(3)
-    for k in range(12):
-        height = np.kron(rng.uniform(0, 30, (4, 4)), np.ones((16, 16))).astype(np.float32)
-        image = np.stack([60 - height, 80 + 4 * height, np.full_like(height, 70)]) + rng.normal(0, 4, (3, 64, 64))
-        profile = {
-            "driver": "GTiff", "height": 64, "width": 64, "crs": "EPSG:32610",
-            "transform": from_origin(500_000.4 + 240 * k, 4_800_000.6, 0.6, 0.6),
-        }  # fmt: skip
-        with rasterio.open(folder / f"s{k}_rgb.tif", "w", count=3, dtype="uint8", photometric="rgb", **profile) as file:
-            file.write(image.clip(0, 255).astype(np.uint8))
-        with rasterio.open(folder / f"s{k}_chm.tif", "w", count=1, dtype="float32", nodata=-9999, **profile) as file:
-            file.write(height, 1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def canopy(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> ChipSet:
-    return build_chips(
-        "canopy", [str(ground / "*_chm.tif")], [str(ground / "*_rgb.tif")], folder=tmp_path_factory.mktemp("chips"),
-        options=ChipOptions(size=64),
-    )  # fmt: skip
+    labels, images = write_green_ground(folder)
+    return chips_of("canopy", labels, images, folder, size=64)
 
 
 @pytest.mark.parametrize("head", ["linear", "dpt", "pyramid"])

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_chips import SIZE, made_chips
-from tiny_models import save, vit_config
-from transformers import DINOv3ViTModel
+from tiny_models import save_backbone
 
 from geodino.errors import ModelError
 from geodino.models.network import HeadedNetwork
@@ -22,9 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    statistics = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
-    return save(DINOv3ViTModel(vit_config()).eval(), tmp_path_factory.mktemp("backbone") / "vit", statistics)
+    return save_backbone(tmp_path_factory.mktemp("backbone") / "vit")
 
 
 class Cache:

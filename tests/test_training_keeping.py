@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from evaluation_chips import SIZE, made_chips
-from tiny_models import save, vit_config
-from transformers import DINOv3ViTModel
+from tiny_models import save_backbone
 
 from geodino.errors import ModelError
 from geodino.training.chipset import ChipSet
@@ -27,9 +25,7 @@ SMALL = Recipe(size=SIZE, batch=4, epochs=4, views=2, evaluations=2, tuning=0.3,
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    statistics = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
-    return save(DINOv3ViTModel(vit_config()).eval(), tmp_path_factory.mktemp("backbone") / "vit", statistics)
+    return save_backbone(tmp_path_factory.mktemp("backbone") / "vit")
 
 
 def bare_ground() -> ChipSet:

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 import torch
-from rasterio.transform import from_origin
 from safetensors.torch import load_file
-from tiny_models import CHMV2_STATISTICS, canopy_network, save, vit_config
-from transformers import DINOv3ViTModel
+from tiny_models import CHMV2_STATISTICS, canopy_network, save, save_backbone
+from training_data import chips_of, write_green_ground
 
 import geodino
 from geodino.errors import ModelError
 from geodino.models.canopy import canopy_forward
 from geodino.training.augment import Variety
-from geodino.training.chips import ChipOptions, ChipSet, build_chips
+from geodino.training.chips import ChipSet
 from geodino.training.recipe import Recipe
 from geodino.training.start import begin
 from geodino.training.train import train
@@ -33,24 +31,9 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def chips(tmp_path_factory: pytest.TempPathFactory) -> ChipSet:
-    """Ten pairs of photo and heights, 100 m apart: a square is the taller, the greener it is."""
     folder = tmp_path_factory.mktemp("ground")
-    rng = np.random.default_rng(3)
-    for k in range(10):
-        height = np.kron(rng.uniform(0, 30, (4, 4)), np.ones((16, 16))).astype(np.float32)
-        profile = {
-            "driver": "GTiff", "height": 64, "width": 64, "crs": "EPSG:32610",
-            "transform": from_origin(500_000.4 + 240 * k, 4_800_000.6, 0.6, 0.6),
-        }  # fmt: skip
-        image = np.stack([60 - height, 80 + 4 * height, np.full_like(height, 70)])
-        with rasterio.open(folder / f"s{k}_rgb.tif", "w", count=3, dtype="uint8", photometric="rgb", **profile) as file:
-            file.write(image.clip(0, 255).astype(np.uint8))
-        with rasterio.open(folder / f"s{k}_chm.tif", "w", count=1, dtype="float32", nodata=-9999, **profile) as file:
-            file.write(height, 1)
-    return build_chips(
-        "canopy", [str(folder / "*_chm.tif")], [str(folder / "*_rgb.tif")], folder=folder / "chips",
-        options=ChipOptions(size=64),
-    )  # fmt: skip
+    labels, images = write_green_ground(folder, 10)
+    return chips_of("canopy", labels, images, folder, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +73,7 @@ def test_chmv2s_own_head_learns_on_a_frozen_backbone(chmv2: Path, chips: ChipSet
 
 
 def test_a_trained_head_goes_on_from_where_it_was(chips: ChipSet, tmp_path: Path) -> None:
-    backbone = save(DINOv3ViTModel(vit_config()).eval(), tmp_path / "vit", CHMV2_STATISTICS)
+    backbone = save_backbone(tmp_path / "vit")
     first = train(chips, backbone, tmp_path / "first", head="linear", recipe=replace(RECIPE, epochs=40))
     briefly = replace(RECIPE, epochs=0.5, learning_rate=1e-5, evaluations=1)
     mae = {
@@ -104,7 +87,7 @@ def test_a_trained_head_goes_on_from_where_it_was(chips: ChipSet, tmp_path: Path
 
 
 def test_a_model_without_a_head_of_its_own_is_refused(chmv2: Path, chips: ChipSet, tmp_path: Path) -> None:
-    backbone = save(DINOv3ViTModel(vit_config()).eval(), tmp_path / "vit", CHMV2_STATISTICS)
+    backbone = save_backbone(tmp_path / "vit")
     for model, said in ((backbone, "no head for canopy of its own"), ("new", "a new network has no head of its own")):
         with pytest.raises(ModelError, match=said):
             begin(model, chips, head="own", size=64, seed=0)

@@ -14,8 +14,7 @@ import rasterio
 import torch
 from rasterio.transform import from_origin
 from safetensors.torch import load_file
-from tiny_models import save, vit_config
-from transformers import DINOv3ViTModel
+from tiny_models import save_backbone
 
 import geodino
 from geodino.errors import ConfigError, ModelError
@@ -74,9 +73,7 @@ def canopy(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> ChipSet:
 @pytest.fixture(scope="module")
 def trees(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a network that was trained to find the trees, its chips beside it."""
-    torch.manual_seed(0)
-    statistics = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
-    backbone = save(DINOv3ViTModel(vit_config()).eval(), tmp_path_factory.mktemp("backbone") / "vit", statistics)
+    backbone = save_backbone(tmp_path_factory.mktemp("backbone") / "vit")
     out = tmp_path_factory.mktemp("models") / "trees"
     chips = build_chips(
         "trees", [str(ground / "trees.gpkg")], [str(ground / "*_rgb.tif")], folder=out / "work" / "chips",
@@ -179,7 +176,7 @@ def test_what_cannot_be_rehearsed_is_refused(trees: Path, both: Path, canopy: Ch
         attempt(trees, [trees, trees])
     with pytest.raises(ModelError, match=r"training\.json is no record of a training"):
         attempt(trees, [tmp_path])
-    backbone = save(DINOv3ViTModel(vit_config()).eval(), tmp_path / "vit", {})
+    backbone = save_backbone(tmp_path / "vit")
     with pytest.raises(ModelError, match="has no head for trees that could be rehearsed"):
         attempt(backbone, [trees])
     bare = tmp_path / "bare"

@@ -4,7 +4,14 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import CHMv2Config, CHMv2ForDepthEstimation, DINOv3ConvNextConfig, DINOv3ViTConfig, PreTrainedModel
+from transformers import (
+    CHMv2Config,
+    CHMv2ForDepthEstimation,
+    DINOv3ConvNextConfig,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    PreTrainedModel,
+)
 
 from geodino.models.network import HeadedConfig, HeadedNetwork
 
@@ -53,6 +60,13 @@ def randomise(network: PreTrainedModel) -> PreTrainedModel:
             scale = weight[0].numel() ** -0.5 if weight.dim() > 1 else 0.3
             weight.copy_(torch.randn_like(weight) * scale + (0.0 if weight.dim() > 1 else 0.2))
     return network.eval()
+
+
+def save_backbone(folder: Path) -> Path:
+    """A tiny ViT with the statistics of SAT-493M, for heads to be trained on."""
+    torch.manual_seed(0)
+    statistics = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
+    return save(DINOv3ViTModel(vit_config()).eval(), folder, statistics)
 
 
 def save(network: PreTrainedModel, folder: Path, statistics: dict[str, list[float]] | None = None) -> Path:

@@ -128,3 +128,15 @@ def raster_of(path: Path, values: npt.NDArray[np.generic], **given: object) -> L
 
 def geobox(shape: tuple[int, int], crs: str = UTM) -> GeoBox:
     return GeoBox(shape, Affine(GSD, 0, WEST, 0, -GSD, NORTH), CRS(crs))
+
+
+def write_green_ground(folder: Path, scenes: int = 12) -> tuple[str, str]:
+    """Pairs `s*_chm.tif` and `s*_rgb.tif`, 240 m apart: a square is the taller, the greener it is; their globs."""
+    rng = np.random.default_rng(3)
+    for k in range(scenes):
+        at = (500_000.4 + 240 * k, 4_800_000.6)
+        height = np.kron(rng.uniform(0, 30, (4, 4)), np.ones((16, 16))).astype(np.float32)
+        image = np.stack([60 - height, 80 + 4 * height, np.full_like(height, 70)]) + rng.normal(0, 4, (3, SIDE, SIDE))
+        write_image(folder / f"s{k}_rgb.tif", at=at, crs="EPSG:32610", pixels=image.clip(0, 255).astype(np.uint8))
+        write_raster(folder / f"s{k}_chm.tif", height, at=at, crs="EPSG:32610", nodata=-9999)
+    return str(folder / "s*_chm.tif"), str(folder / "s*_rgb.tif")
