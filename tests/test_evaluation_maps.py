@@ -187,6 +187,13 @@ def test_ground_a_little_wider_than_a_square_is_no_second_square(
     assert report.figure("count_r2").value == (1 if count > 1 else pytest.approx(np.nan, nan_ok=True))
 
 
+def test_labels_of_far_more_ground_than_a_map_has_are_refused(tmp_path: Path) -> None:
+    said = points(tmp_path / "said.gpkg", np.array([[10.0, 10.0], [80.0, 40.0]]), score=[0.9, 0.8])
+    true = points(tmp_path / "true.gpkg", np.array([[10.0, 10.0], [90_000.0, 80_000.0]]))
+    with pytest.raises(InputError, match=r"the labels span 90 x 80 km .*: give the labels of the mapped ground alone"):
+        evaluate_map("trees", said, [true])
+
+
 def test_an_area_says_where_no_tree_is(tmp_path: Path) -> None:
     true = points(tmp_path / "true.gpkg", np.array([[30.0, 30], [40, 40]]))
     said = points(tmp_path / "said.gpkg", np.array([[30.0, 30], [40, 40], [390, 390]]))

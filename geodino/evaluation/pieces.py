@@ -34,6 +34,9 @@ PIECE_PX = 250
 ground of tree points is divided into equal pieces with sides as near to it as may be: trees are counted by piece, and
 a sliver would count as much as a square."""
 
+MOST_PIECES = 200_000
+"""Of one evaluation; each takes some kilobytes, and so many squares at 0.6 m are 4,500 km2."""
+
 TREE_GSD_M = 0.6
 """Metres a pixel of the pieces in which a map of points is judged: they are as large as a training chip."""
 
@@ -142,6 +145,11 @@ def job_of(
     ----------
     starts
         From a span's start and stop and the map's first pixel to where pieces begin: `lattice` or `evenly`.
+
+    Raises
+    ------
+    InputError
+        No label lies on the map, or they span more than `MOST_PIECES`.
     """
     extent = frame.extent
     found = known.layer.windows(frame, PIECE_PX)
@@ -152,6 +160,13 @@ def job_of(
     over = Window(top, left, bottom - top, right - left).intersection(extent)
     rows = starts(over.row, over.row_stop, extent.row)
     cols = starts(over.col, over.col_stop, extent.col)
+    if len(rows) * len(cols) > MOST_PIECES:
+        height, width = (round(side * frame.grid.gsd / 1000) for side in over.shape)
+        raise InputError(
+            f"the labels span {width} x {height} km of {frame.scene.bands[0].href}, {len(rows) * len(cols):,} pieces "
+            f"of about {PIECE_PX} px, and at most {MOST_PIECES:,} are judged in one go: give the labels of the mapped "
+            "ground alone, or of a part of it"
+        )
 
     def piece(row: int, col: int) -> Window:
         return Window(row, col, rows.step, cols.step)
