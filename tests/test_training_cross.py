@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_training_engine import SMALL, backbone, canopy, ground  # noqa: F401  (the last three are fixtures)
+from test_training_engine import SMALL, backbone, canopy  # noqa: F401  (the last two are fixtures)
 
 from geodino.errors import ConfigError, InputError
 from geodino.models.loading import load_model
 from geodino.training.chipset import ChipSet
 from geodino.training.cross import cross_validate
+from geodino.training.train import train
 
 
 def test_each_chip_is_judged_once_and_by_a_model_that_never_saw_its_place(
@@ -78,3 +79,22 @@ def test_folds_of_few_places_have_intervals_over_blocks_of_ground(
     report = cross_validate(few, backbone, tmp_path, head="linear", recipe=replace(SMALL, epochs=0.5), count=2).report
     assert report.counts["blocks of 77 m"] == 7 and report.counts["folds"] == 2 and "places" not in report.counts
     assert report.intervals == "7 blocks of 77 m"
+
+
+def test_folds_from_a_model_that_learned_on_their_ground_say_so(
+    canopy: ChipSet,  # noqa: F811
+    backbone: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    held = replace(canopy, table=canopy.table.assign(split=["val"] * 2 + ["train"] * (len(canopy) - 2)))
+    brief, said = replace(SMALL, epochs=0.5, evaluations=1), list[str]()
+    train(held, backbone, tmp_path / "first", head="linear", recipe=brief)
+    report = cross_validate(
+        held, tmp_path / "first", tmp_path / "folds", head="own", recipe=brief, count=2, told=said.append
+    ).report
+    leak = f"all folds start from first, and the model learned from, or was chosen by, {len(canopy) - 2} of"
+    split = "folds take all chips, 2 of the split val among them"
+    assert any(note.startswith(leak) for note in report.notes) and split in report.notes
+    assert f"warning: {split}" in said
+    clean = cross_validate(canopy, backbone, tmp_path / "clean", head="linear", recipe=brief, count=2).report
+    assert not any("all folds start" in note or "split val" in note for note in clean.notes)

@@ -144,10 +144,10 @@ def map_in(path: Path, task: Task) -> Path:
     raise InputError(f"map {path} is a folder, and {wanted}: name the file; there are {', '.join(here) or 'none'}")
 
 
-def with_note(evaluation: Evaluation, note: str) -> Evaluation:
-    """The evaluation with one more sentence for its reader."""
+def with_note(evaluation: Evaluation, *notes: str) -> Evaluation:
+    """The evaluation with more sentences for its reader."""
     report = evaluation.report
-    return replace(evaluation, report=replace(report, notes=(*report.notes, note)))
+    return replace(evaluation, report=replace(report, notes=(*report.notes, *notes)))
 
 
 def with_seams(evaluation: Evaluation, path: Path) -> Evaluation:

@@ -10,14 +10,16 @@ import numpy as np
 
 from geodino.errors import InputError
 from geodino.evaluation.chips import Evaluation, evaluate_folds
-from geodino.evaluation.models import HEADS, predictor_of, settings_of
+from geodino.evaluation.models import HEADS, leak_note, predictor_of, settings_of, with_note
 from geodino.evaluation.report import Subject
 from geodino.evaluation.sums import Figure
-from geodino.models.loading import load_model
+from geodino.models.loading import find_weights, load_model
 from geodino.training.chipset import ChipSet
+from geodino.training.leaks import training_record
 from geodino.training.parting import BLOCK_CHIPS, FEW_PLACES, block_places, compact_folds, parted, squares
 from geodino.training.recipe import Recipe
 from geodino.training.splits import Ints, beside, folds
+from geodino.training.start import NEW
 from geodino.training.train import Options, Told, train
 from geodino.training.usable import check_labels
 from geodino.watch import count as counted
@@ -68,7 +70,7 @@ def cross_validate(
     Parameters
     ----------
     chips
-        All of them, whatever split they are of.
+        All of them, whatever split they are of; where that is `val`, or `model` learned from some, a note says so.
     out
         Gets a model folder a fold, `fold-1-of-5` and so on. A second call goes on where the first was cut.
     column
@@ -98,6 +100,9 @@ def cross_validate(
             f"chips of fold {fold.number} of {count}: {fold.learned} to learn from, {fold.chosen} to choose by, "
             f"{fold.judged} judged, {fold.left} left out beside these"
         )
+    notes = _doubts(model, chips)
+    for note in notes:
+        told(f"warning: {note}")
     # What a frozen backbone says of the chips is the same in every fold.
     shared = replace(options, cache=options.cache or out / "features")
     predicts, settings = [], []
@@ -111,7 +116,15 @@ def cross_validate(
     columns = {column: chips.table[column].astype(str).tolist()} if column != "place" else {}
     subject = Subject(f"{options.name or out.name}, {count} folds by {'compact ground' if blocks else column}")
     found = evaluate_folds(predicts, judged, fold_of, subject=subject, settings=settings, by=columns, ground=ground)
-    return _with_counts(found, planned)
+    return with_note(_with_counts(found, planned), *notes)
+
+
+def _doubts(model: str | Path, chips: ChipSet) -> list[str]:
+    """What makes figures of folds better than they would be elsewhere, or takes ground that was kept for the end."""
+    record = {} if str(model) == NEW else training_record(find_weights(model).folder)
+    leak, held = leak_note(record, chips), int((chips.table["split"] == "val").sum())
+    notes = [f"all folds start from {Path(model).name}, and {leak}"] * bool(leak)
+    return notes + [f"folds take all chips, {held} of the split val among them"] * bool(held)
 
 
 def _planned(chips: ChipSet, fold_of: Ints, recipe: Recipe, *, blocks: bool) -> Iterator[Fold]:

@@ -100,7 +100,7 @@ def begin(model: str | Path, chips: ChipSet, *, head: str, size: int, seed: int)
     head
         A kind of `models.heads.KINDS`, or `OWN`: the head that the model has, such as CHMv2's.
     size
-        Side of the crops, which becomes the model's window.
+        Side of the crops, which becomes the window of a model that is no headed one yet.
 
     Raises
     ------
