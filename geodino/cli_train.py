@@ -78,7 +78,13 @@ OF_EVALUATION = (
 @click.option("--bands", help="Red, green and blue by name or 1-based index: 4,3,2.")
 @click.option("--gsd", "gsd_m", type=float, default=0.6, show_default=True, help="Metres a pixel.")
 @click.option("--chip", "chip_px", type=int, help="Side of the chips, px [default: --size].")
-@click.option("--size", type=int, default=256, show_default=True, help="Side of the crops, px; the model's window.")
+@click.option(
+    "--size",
+    type=int,
+    default=256,
+    show_default=True,
+    help="Side of the crops, px; also the window of a model that had no heads before.",
+)
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--epochs", type=float, default=40.0, show_default=True)
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of the head.")
@@ -113,7 +119,11 @@ OF_EVALUATION = (
     "--tuning", type=float, default=1 / 16, help="Share of the places that choose, not learn [default: 1/16]."
 )
 @click.option("--choose", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Which weights.")
-@click.option("--folds", type=click.IntRange(2), help="Cross-validate: so many models, each judged where it never was.")
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    help="Cross-validate on all chips, val too: so many models, each judged where it was not trained.",
+)
 @click.option("--folds-by", default="place", show_default=True, help="What folds keep together: place, or a column.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @device_option
@@ -232,7 +242,7 @@ def evaluation_of(task: str, out: Path, given: Mapping[str, Any], *, held_out: b
     known = {name: given[name] for name in OF_EVALUATION}
     if not held_out:
         known |= {"labels": ["LABELS"], "sources": ["IMAGERY"], "splits": [], "area": None}
-    words = ["geodino", "evaluate", task, "--model", str(out)]
+    words = ["geodino", "evaluate", task, "--model", str(out), "--size", str(given["chip_px"] or given["size"])]
     for name, value in known.items():
         values = value if isinstance(value, list | tuple) else [] if value is None else [value]
         words += [word for one in values for word in (spelled[name], str(one))]

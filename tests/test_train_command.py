@@ -82,7 +82,7 @@ def test_without_held_out_chips_the_command_leaves_the_ground_to_be_named(words:
     at = words.index("--splits")
     said = CliRunner().invoke(cli, [*words[:at], *words[at + 2 :], "--out", str(tmp_path / "m")])
     assert said.stdout.splitlines()[-1] == (
-        f"geodino evaluate canopy --model {tmp_path / 'm'} --labels LABELS --source IMAGERY"
+        f"geodino evaluate canopy --model {tmp_path / 'm'} --size 64 --labels LABELS --source IMAGERY"
     )
 
 

@@ -148,7 +148,7 @@ def test_the_card_says_only_what_is_so(first: Path, chips: ChipSet) -> None:
     assert f"Figures of {tuned} chip" in card and "are largely luck" in card
     assert (
         record["data"]["by"] == {"city": {"Bern": 5, "Ulm": 5}}
-        and "split val: 2" in card
+        and "held out: 2" in card
         and "imagery of 0.6 m a pixel" in card
         and "By city: Bern 5, Ulm 5" in card
     )

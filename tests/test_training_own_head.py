@@ -15,11 +15,12 @@ from training_data import chips_of, write_green_ground
 import geodino
 from geodino.errors import ModelError
 from geodino.models.canopy import canopy_forward
+from geodino.models.loading import facts_of
 from geodino.training.augment import Variety
 from geodino.training.chips import ChipSet
 from geodino.training.recipe import Recipe
 from geodino.training.start import begin
-from geodino.training.train import train
+from geodino.training.train import Options, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,3 +99,12 @@ def test_a_model_without_a_head_of_its_own_is_refused(chmv2: Path, chips: ChipSe
     other = save(canopy_network(), tmp_path / "other", CHMV2_STATISTICS)
     with pytest.raises(ModelError, match=r"another shape than CHMv2's \(post_process_channels, "):
         begin(other, chips, head="own", size=64, seed=0)
+
+
+def test_what_a_demonstration_said_stays_one(chips: ChipSet, tmp_path: Path) -> None:
+    backbone = save_backbone(tmp_path / "vit")
+    brief = replace(RECIPE, epochs=0.5, evaluations=1)
+    train(chips, backbone, tmp_path / "shown", head="linear", recipe=brief, options=Options(demonstration=True))
+    for head, stays in (("own", True), ("linear", False)):
+        train(chips, tmp_path / "shown", tmp_path / head, head=head, recipe=brief)
+        assert facts_of(str(tmp_path / head)).demonstration == stays

@@ -115,7 +115,7 @@ def _figure(value: object) -> str:
 def _data_of(data: Mapping[str, Any]) -> str:
     """The chips, where and of when they are, what was left out, and what is said of their licences."""
     left = [f"beside the chips that chose: {data['left_beside']}"] * bool(data["left_beside"])
-    left += [f"of the split val: {data['held_out']}"] * bool(data["held_out"])
+    left += [f"held out: {data['held_out']}"] * bool(data["held_out"])
     left += [f"{reason}: {number}" for reason, number in data["dropped"].items()]
     dates = f", taken {' to '.join(dict.fromkeys(data['dates']))}" if data["dates"] else ""
     chips = (

@@ -127,7 +127,7 @@ def _write(folder: Path, out: Path, done: Finished) -> dict[str, Any]:
         "gsd_m": done.chips.gsd_m,
         "licence": licence.name,
         "licence_url": licence.url,
-        "demonstration": done.options.demonstration,
+        "demonstration": done.options.demonstration or (row.demonstration and _says_what_it_said(done)),
     }
     write_json(folder / "preprocessor_config.json", preprocessor)
     write_json(folder / RECORD, record)
@@ -137,6 +137,11 @@ def _write(folder: Path, out: Path, done: Finished) -> dict[str, Any]:
     (folder / "README.md").write_text(said, encoding="utf-8")
     draw_curve(done, folder / "learning_curve.png")
     return record
+
+
+def _says_what_it_said(done: Finished) -> bool:
+    """Whether a head of the model that the training started from is in it still."""
+    return done.start.own or len(done.start.network.heads) > 1
 
 
 def _set_head(done: Finished, task: str, recipe: Recipe, prefix: str) -> None:
