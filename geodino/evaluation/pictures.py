@@ -178,8 +178,10 @@ def _curve(evaluation: Evaluation) -> Figure | None:
         )  # fmt: skip
     used = {figure.name: figure for figure in report.figures}
     axes.plot(used["recall"].value, used["precision"].value, "D", color=WRONG, markersize=7, zorder=4)
+    # Each fold has a threshold of its own.
+    threshold = "of each fold" if "fold" in report.parts else f"{report.settings['threshold']:g}"
     axes.annotate(
-        f"used: {report.settings['threshold']:g}, F1 {shown(used['f1'])}",
+        f"used: {threshold}, F1 {shown(used['f1'])}",
         (used["recall"].value, used["precision"].value), (-9, -9), textcoords="offset points", fontsize=9, color=WRONG,
         ha="right", va="top",
     )  # fmt: skip
