@@ -21,6 +21,7 @@ from geodino.training.chipset import ChipSet
 from geodino.training.engine import Job, State, fit, load_kept, steps_of
 from geodino.training.features import Key, cached_features
 from geodino.training.folder import Finished, check_out, held, write_model_folder
+from geodino.training.losses import SILOG_UNTIL
 from geodino.training.parting import parted
 from geodino.training.recipe import Recipe
 from geodino.training.rehearsal import Rehearsal, rehearsals
@@ -169,6 +170,8 @@ def _tell(job: Job, start: Start, told: Told) -> None:
         + f"; {count(steps_of(job), 'step')} of {job.recipe.batch}; "
         f"{sum(p.numel() for n, p in start.network.named_parameters() if n.startswith(job.trained)):,} weights learn"
     )
+    if job.chips.task == "canopy" and job.recipe.silog and job.chips.footprints is None:
+        told(f"the loss is of logarithms first and of metres from {SILOG_UNTIL:.0%} of the steps on: it rises meanwhile")
     if len(job.tune) < FEW_TUNING:
         told(f"warning: {few_tuning(len(job.tune))}")
     if start.replaced:
