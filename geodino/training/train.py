@@ -171,7 +171,7 @@ def _tell(job: Job, start: Start, told: Told) -> None:
         f"{sum(p.numel() for n, p in start.network.named_parameters() if n.startswith(job.trained)):,} weights learn"
     )
     if job.chips.task == "canopy" and job.recipe.silog and job.chips.footprints is None:
-        told(f"the loss is of logarithms first and of metres from {SILOG_UNTIL:.0%} of the steps on: it rises meanwhile")
+        told(f"the loss is of logarithms first, of metres from {SILOG_UNTIL:.0%} of the steps on: it rises meanwhile")
     if len(job.tune) < FEW_TUNING:
         told(f"warning: {few_tuning(len(job.tune))}")
     if start.replaced:
