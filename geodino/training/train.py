@@ -99,6 +99,8 @@ def train(
     options = options or Options()
     learn, tune = parted(chips, recipe)
     warnings = check_labels(chips, learn, tune, recipe.size)
+    for warning in warnings:
+        told(f"warning: {warning}")
     if rehearse and not recipe.finetune:
         raise ConfigError("to rehearse is for --finetune alone: without it the other heads stay as they are")
     earlier = rehearsals(rehearse, chips, recipe)
@@ -140,8 +142,6 @@ def train(
         )
         job = replace(job, rehearsed=tuple(_beside(job, one) for one in earlier))
         _tell(job, start, told)
-        for warning in warnings:
-            told(f"warning: {warning}")
         state = fit(job, _progress(told))
         chosen = load_kept(job)
         if doubt := TASKS[chips.task].doubt(chosen):
