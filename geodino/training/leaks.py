@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import shapely
-from pyproj import Transformer
 from pyproj.exceptions import CRSError
 
 from geodino.errors import ModelError
 from geodino.training.chipset import ChipSet
+from geodino.training.pairing import corners_of
 
 KEY = "learned"
 # Hex digits of a chip's hash: two of a million chips share so many once in 500 records.
@@ -108,12 +108,5 @@ def _lineage(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _outlines(table: pd.DataFrame, side_m: float) -> npt.NDArray[np.object_]:
     """The ground of chips, longitude and latitude."""
-    found = np.empty(len(table), object)
-    crs = table["crs"].to_numpy()
-    for name in set(crs):
-        here = np.flatnonzero(crs == name)
-        west, north = (table[side].to_numpy(float)[here, None] for side in ("west", "north"))
-        ring = west + np.array([0, 0, side_m, side_m]), north - np.array([side_m, 0, 0, side_m])
-        lonlat = Transformer.from_crs(name, "EPSG:4326", always_xy=True).transform(*ring)
-        found[here] = shapely.polygons(np.stack(lonlat, axis=-1))
+    found: npt.NDArray[np.object_] = shapely.polygons(corners_of(table, side_m))
     return found

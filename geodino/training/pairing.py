@@ -10,6 +10,7 @@ from functools import lru_cache
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import shapely
 from affine import Affine
 from odc.geo.crs import CRS
@@ -237,6 +238,19 @@ def outlines(cuts: Sequence[Cut]) -> npt.NDArray[np.float64]:
         minx, miny, maxx, maxy = cut.frame.bounds(cut.window.intersection(cut.frame.extent))
         rings[number] = [(minx, miny), (maxx, miny), (maxx, maxy), (minx, maxy)]
     return in_degrees(rings, [str(cut.frame.crs) for cut in cuts])
+
+
+def corners_of(table: pd.DataFrame, side_m: float) -> npt.NDArray[np.float64]:
+    """(N, 4, 2) longitude, latitude of the corners of chips, in ring order, WGS84 degrees.
+
+    Parameters
+    ----------
+    table
+        Columns `crs`, and `west` and `north` of the north-west corner.
+    """
+    steps = np.array([(0, -side_m), (side_m, -side_m), (side_m, 0), (0, 0)])
+    rings = table[["west", "north"]].to_numpy(np.float64)[:, None] + steps
+    return in_degrees(rings, table["crs"].astype(str).tolist())
 
 
 def in_degrees(rings: npt.NDArray[np.float64], crs: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from geodino.errors import ConfigError, InputError
 from geodino.training.chipset import ChipSet
-from geodino.training.pairing import in_degrees
+from geodino.training.pairing import corners_of
 from geodino.training.recipe import Recipe
 from geodino.training.splits import Bools, Ints, beside, draw, on_plane, split_places
 from geodino.watch import count
@@ -81,10 +81,7 @@ def block_places(chips: ChipSet) -> list[str]:
 
 def squares(chips: ChipSet) -> Doubles:
     """(N, 4, 2) longitude, latitude of the corners of each chip, in ring order, WGS84 degrees."""
-    side = chips.size * chips.gsd_m
-    corner = chips.table[["west", "north"]].to_numpy(np.float64)
-    steps = np.array([(0, -side), (side, -side), (side, 0), (0, 0)])
-    return in_degrees(corner[:, None] + steps, chips.table["crs"].astype(str).tolist())
+    return corners_of(chips.table, chips.size * chips.gsd_m)
 
 
 def compact_folds(chips: ChipSet, k: int) -> Ints:
